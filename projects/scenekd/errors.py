@@ -1,0 +1,48 @@
+"""Errors that a user can cause: one line that names the file or key, what is wrong, and what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input. The message is one line; the command-line tools print it and exit with code 2."""
+
+
+class BadRecordError(UserError):
+    """One image, mask or annotation is unusable; ``DATASETS.ON_ERROR: skip`` leaves it out and counts it."""
+
+
+def run_cli(main: Callable[[], object], *, debug: bool | None = None) -> None:
+    """Run a tool's ``main``; a user's error becomes one line on stderr and exit code 2.
+
+    ``debug`` (default: ``--debug`` on the command line, or the environment variable ``SCENEKD_DEBUG``) shows
+    the traceback instead. Ctrl-C exits with 130, as shells do.
+    """
+    if debug is None:
+        debug = "--debug" in sys.argv or bool(os.environ.get("SCENEKD_DEBUG"))
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (UserError, OSError) as error:
+        message = _one_line(error)
+        if debug or message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _one_line(error: Exception) -> str | None:
+    """The message for a user, or None where the error is not one that a user caused."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"{error.filename or 'output'}: no space left on the disk; free some or set another OUTPUT_DIR"
+    if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
+        return f"{error.filename}: {error.strerror}"
+    return None

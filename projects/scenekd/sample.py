@@ -1,0 +1,194 @@
+"""The data that flows: Sample (one image, numpy) → Target (one image, torch) → Prediction.
+
+Shape shorthand: H, W: image height and width; N: boxes; C: object classes; K = C + 1: dense classes, background
+first; h, w: a teacher's own grid.
+
+Boxes are absolute (x1, y1, x2, y2) pixels, 0-based: a box that covers the whole image is (0, 0, W, H).
+Box labels are 0…C−1. Dense labels are 0 for background, 1…C for the classes, 255 for void.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE_INDEX = 255
+SOFT_FORMS = ("logits", "probabilities", "scores")
+
+
+@dataclass
+class SoftSegmentation:
+    """A teacher's dense output on the un-augmented image, on the teacher's own grid.
+
+    Cell (i, j) covers rows i/h…(i+1)/h of the image's height and columns j/w…(j+1)/w of its width, so it is
+    sampled with half-pixel centres (``align_corners=False``).
+
+    Attributes:
+        values: (K, h, w) float32, background first.
+        form: ``logits``; ``probabilities`` (sum 1 over K); ``scores`` (the thesis's raw box confidences in
+            0…1, sparse, 0 where there is no box).
+    """
+
+    values: np.ndarray
+    form: str
+
+    def __post_init__(self) -> None:
+        if self.form not in SOFT_FORMS:
+            raise ValueError(f"form must be one of {SOFT_FORMS}, got {self.form!r}")
+
+
+@dataclass
+class SourceWeights:
+    """How much ground truth and teacher weigh in each task's loss for one image; 0 leaves the source out."""
+
+    detection_gt: float = 1.0
+    detection_teacher: float = 0.0
+    segmentation_gt: float = 1.0
+    segmentation_teacher: float = 0.0
+
+
+def _no_boxes() -> np.ndarray:
+    return np.zeros((0, 4), np.float32)
+
+
+@dataclass
+class Sample:
+    """One image with whatever labels exist. Which labels exist is data, never guessed from content.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        image_id: unique in its data set.
+        boxes: (N, 4) float32; ground truth and teacher boxes together, so that they are augmented together.
+        labels: (N,) int64, 0…C−1.
+        confidences: (N,) float32, 1.0 for ground truth.
+        from_teacher: (N,) bool, the source of each box.
+        difficult: (N,) bool.
+        sem_seg: (H, W) uint8, or None where missing.
+        soft_seg: the teacher's dense output, or None.
+        coordinates: (H, W, 2) float32, for every pixel the (x, y) it shows of the un-augmented image, as
+            fractions of its width and height; outside [0, 1] nothing of the image is shown. None means identity.
+        has_boxes, has_sem_seg: whether ground truth of the task exists for this image.
+        has_teacher_boxes: whether a detection teacher looked at this image.
+        weights: what the policy chose for this image.
+        height, width: size of the un-augmented image.
+        file_name: where the image came from.
+    """
+
+    image: np.ndarray
+    image_id: str
+    boxes: np.ndarray = field(default_factory=_no_boxes)
+    labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    confidences: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    from_teacher: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    difficult: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    sem_seg: np.ndarray | None = None
+    soft_seg: SoftSegmentation | None = None
+    coordinates: np.ndarray | None = None
+    has_boxes: bool = False
+    has_sem_seg: bool = False
+    has_teacher_boxes: bool = False
+    weights: SourceWeights = field(default_factory=SourceWeights)
+    height: int = 0
+    width: int = 0
+    file_name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.height:
+            self.height, self.width = self.image.shape[:2]
+
+    def select(self, keep: np.ndarray) -> Sample:
+        """A copy that holds only the boxes in ``keep`` (bool or integer index)."""
+        return dataclasses.replace(
+            self,
+            boxes=self.boxes[keep],
+            labels=self.labels[keep],
+            confidences=self.confidences[keep],
+            from_teacher=self.from_teacher[keep],
+            difficult=self.difficult[keep],
+        )
+
+
+@dataclass
+class Target:
+    """What the network is told about one image. Tensors; boxes in network-input pixels.
+
+    Attributes:
+        boxes (N, 4) float32, labels (N,) int64, confidences (N,) float32, from_teacher (N,) bool,
+        difficult (N,) bool: as in :class:`Sample`.
+        sem_seg: (H, W) int64 of the network input, or None.
+        soft_seg: (K, h', w') float32, the teacher's output sampled at the end of augmentation, or None;
+            (h', w') is the network input or a whole fraction of it.
+        soft_valid: (h', w') bool, True where ``soft_seg`` shows a part of the image.
+        height, width: size of the un-augmented image, to which predictions are resized.
+    """
+
+    image_id: str
+    boxes: Tensor
+    labels: Tensor
+    confidences: Tensor
+    from_teacher: Tensor
+    difficult: Tensor
+    sem_seg: Tensor | None = None
+    soft_seg: Tensor | None = None
+    soft_valid: Tensor | None = None
+    has_boxes: bool = False
+    has_sem_seg: bool = False
+    has_teacher_boxes: bool = False
+    weights: SourceWeights = field(default_factory=SourceWeights)
+    height: int = 0
+    width: int = 0
+    file_name: str = ""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
+        """A copy with every tensor on ``device``."""
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def pin_memory(self) -> Target:
+        """Page-locked copy, for torch's DataLoader."""
+        pinned = {
+            f.name: value.pin_memory()
+            for f in dataclasses.fields(self)
+            if isinstance(value := getattr(self, f.name), Tensor)
+        }
+        return dataclasses.replace(self, **pinned)
+
+
+@dataclass
+class Prediction:
+    """One image's output, in pixels of ``size`` (height, width): the network input until resized.
+
+    Attributes:
+        boxes (N, 4) float32, labels (N,) int64, scores (N,) float32 in 0…1, sorted by falling score; or None
+            where the network has no detection task.
+        sem_seg: (K, h, w) logits, or None where the network has no segmentation task.
+        size: (height, width) that ``boxes`` refer to.
+    """
+
+    size: tuple[int, int]
+    boxes: Tensor | None = None
+    labels: Tensor | None = None
+    scores: Tensor | None = None
+    sem_seg: Tensor | None = None
+
+    def resize(self, height: int, width: int) -> Prediction:
+        """The prediction at another image size: boxes scaled and clipped, logits bilinearly resized."""
+        boxes, sem_seg = self.boxes, self.sem_seg
+        if boxes is not None:
+            scale = boxes.new_tensor([width / self.size[1], height / self.size[0]]).repeat(2)
+            limit = boxes.new_tensor([width, height]).repeat(2)
+            boxes = torch.minimum((boxes * scale).clamp(min=0), limit)
+        if sem_seg is not None and tuple(sem_seg.shape[-2:]) != (height, width):
+            sem_seg = F.interpolate(
+                sem_seg[None].float(), size=(height, width), mode="bilinear", align_corners=False
+            )[0]
+        return dataclasses.replace(self, size=(height, width), boxes=boxes, sem_seg=sem_seg)
