@@ -1,0 +1,192 @@
+"""COCO's instances json: boxes, and semantic masks made from the instances.
+
+``coco_<stem>`` reads <ROOT>/annotations/<stem>.json (or instances_<stem>.json); ``coco_det_<stem>`` the same
+without masks. The images lie in <ROOT>/<part>, where the stem ends in the part's name (``train2017``), in
+<ROOT>/images/<part>, in <ROOT>/images, or in <ROOT>.
+
+Masks: an object's pixels take its class; where objects overlap the smaller one is on top; crowd regions that
+no object covers are void (255); everything else is background, also objects of classes that DATASETS.CLASSES
+leaves out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BadRecordError, UserError
+from ..sample import IGNORE_INDEX
+from .records import Dataset, Record
+
+logger = logging.getLogger(__name__)
+
+
+def find_json(name: str, root: str) -> Path | None:
+    """The json file that ``name`` stands for, or None."""
+    if not name.startswith("coco_"):
+        return None
+    stem = _stem(name)
+    folders = [Path(root or "data") / "annotations", Path(root or "data")]
+    if not root:
+        folders += [Path("data/coco/annotations"), Path("datasets/coco/annotations")]
+    candidates = [folder / f"{prefix}{stem}.json" for folder in folders for prefix in ("", "instances_")]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _stem(name: str) -> str:
+    return name.removeprefix("coco_").removeprefix("det_")
+
+
+def is_coco_name(name: str, root: str) -> bool:
+    """Whether a json of that name is there (other ``coco_…`` names are left to detectron2's catalog)."""
+    return find_json(name, root) is not None
+
+
+def load_coco(name: str, root: str = "", classes: tuple[str, ...] = (), on_error: str = "raise") -> Dataset:
+    """The data set ``name``; classes in the order of the category ids, or those of ``classes`` only.
+
+    Raises:
+        UserError: no json, not in COCO's format, no images, or a class it does not have.
+        BadRecordError: a broken annotation, where ``on_error`` is not ``skip``.
+    """
+    path = find_json(name, root)
+    if path is None:
+        raise UserError(
+            f"{name}: no annotations/{_stem(name)}.json below {root or 'data'}; set DATASETS.ROOT"
+        )
+    content = _read(path)
+    categories = {item["id"]: item["name"] for item in sorted(content["categories"], key=lambda c: c["id"])}
+    names = tuple(classes) or tuple(categories.values())
+    unknown = [item for item in names if item not in categories.values()]
+    if unknown:
+        raise UserError(f"DATASETS.CLASSES: {path} has no category {unknown[0]!r}")
+    index = {id_: names.index(category) for id_, category in categories.items() if category in names}
+    folder = _image_folder(path, content["images"])
+    objects: dict[Any, list[dict[str, Any]]] = {}
+    for annotation in content["annotations"]:
+        objects.setdefault(annotation["image_id"], []).append(annotation)
+    dataset = Dataset(name=name, classes=names, records=[])
+    for item in content["images"]:
+        try:
+            record, clipped = _record(item, objects.get(item["id"], []), folder, index)
+        except BadRecordError as error:
+            if on_error != "skip":
+                raise
+            dataset.skipped.append(str(error))
+            continue
+        if name.startswith("coco_det_"):
+            record.segmentation = None
+        dataset.records.append(record)
+        dataset.clipped += clipped
+    if not dataset.records:
+        raise UserError(
+            f"{path}: no usable image; {dataset.skipped[0] if dataset.skipped else 'the list is empty'}"
+        )
+    return dataset
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+        assert all(isinstance(content[key], list) for key in ("images", "annotations", "categories"))
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise UserError(f"{path}: not COCO's instances json (images, annotations, categories)") from None
+    return content
+
+
+def _image_folder(path: Path, images: list[dict[str, Any]]) -> Path:
+    root = path.parent.parent if path.parent.name == "annotations" else path.parent
+    part = path.stem.rsplit("_", 1)[-1]
+    candidates = [root / part, root / "images" / part, root / "images", root]
+    first = images[0]["file_name"] if images else ""
+    found = next((folder for folder in candidates if (folder / first).is_file()), None)
+    if found is None:
+        # Saved predictions can be scored without the pictures.
+        logger.warning("%s: image %s is in none of %s", path, first, ", ".join(map(str, candidates)))
+    return found or candidates[0]
+
+
+def _record(
+    item: dict[str, Any], objects: list[dict[str, Any]], folder: Path, index: dict[int, int]
+) -> tuple[Record, int]:
+    file = folder / item["file_name"]
+    height, width = int(item["height"]), int(item["width"])
+    objects = [annotation for annotation in objects if annotation["category_id"] in index]
+    try:
+        corners = np.asarray([annotation["bbox"] for annotation in objects], np.float32).reshape(-1, 4)
+    except (KeyError, ValueError, TypeError):
+        raise BadRecordError(f"{file}: an object without a box of four numbers; mend the json") from None
+    corners[:, 2:] += corners[:, :2]
+    boxes = np.clip(corners, 0, np.asarray([width, height, width, height], np.float32))
+    # COCO itself holds a few boxes without area; they are of no use to training or evaluation.
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    crowd = np.asarray([bool(annotation.get("iscrowd")) for annotation in objects], bool)
+    labels = np.asarray([index[annotation["category_id"]] for annotation in objects], np.int64)
+    regions = [
+        _Region(annotation["segmentation"], IGNORE_INDEX if group else int(label) + 1)
+        for annotation, group, label in zip(objects, crowd, labels)
+        if annotation.get("segmentation")
+    ]
+    record = Record(
+        image_id=str(item["id"]),
+        file_name=str(file),
+        height=height,
+        width=width,
+        boxes=boxes[keep],
+        labels=labels[keep],
+        difficult=crowd[keep].copy(),
+        crowd=crowd[keep],
+        segmentation=InstanceMask(str(file), height, width, regions),
+    )
+    # json boxes are rounded to .01, so a hundredth over the border is no error worth a count
+    return record, int((np.abs(boxes - corners) > 0.02).any(axis=1).sum())
+
+
+@dataclass
+class _Region:
+    """One object's polygons or run lengths, and the value its pixels take."""
+
+    segmentation: Any
+    value: int
+
+
+@dataclass
+class InstanceMask:
+    """Makes the (H, W) uint8 semantic mask of one image from its objects."""
+
+    file_name: str
+    height: int
+    width: int
+    regions: list[_Region]
+
+    def __call__(self) -> np.ndarray:
+        from pycocotools import mask as masks
+
+        decoded = []
+        for region in self.regions:
+            shape = region.segmentation
+            try:
+                if isinstance(shape, list):
+                    shape = masks.merge(masks.frPyObjects(shape, self.height, self.width))
+                elif isinstance(shape["counts"], list):
+                    shape = masks.frPyObjects(shape, self.height, self.width)
+                inside = masks.decode(shape).astype(bool)
+            except (TypeError, ValueError, KeyError) as error:
+                raise BadRecordError(
+                    f"{self.file_name}: broken object outline ({error}); mend the json"
+                ) from None
+            if inside.shape != (self.height, self.width):
+                raise BadRecordError(
+                    f"{self.file_name}: an outline of another size than the image; mend the json"
+                )
+            decoded.append((region.value == IGNORE_INDEX, int(inside.sum()), region.value, inside))
+        sem_seg = np.zeros((self.height, self.width), np.uint8)
+        # crowds first, then the objects from large to small: what is painted last is on top
+        for _, _, value, inside in sorted(decoded, key=lambda d: (not d[0], -d[1])):
+            sem_seg[inside] = value
+        return sem_seg
