@@ -1,0 +1,156 @@
+"""Checkpoints: one file that detectron2, MMEngine and SceneKD load, and resume state beside it.
+
+``model_final.pth`` holds {'model': sd, 'state_dict': sd, 'config': YAML text, 'format': 1}, with the keys of the
+bare network; both entries share their tensors, so the file is not doubled. ``last.pth`` holds the state of a run
+for ``--resume``. Everything is read with ``weights_only=True`` and written to a temporary name first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError
+
+FORMAT = 1
+MODEL_FINAL, MODEL_BEST, LAST = "model_final.pth", "model_best.pth", "last.pth"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LoadReport:
+    """What a load matched: names of the network without a value, and values without a name."""
+
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[str]
+    matched: int
+
+
+def atomic_save(state: Any, path: str | Path) -> None:
+    """``torch.save`` to a temporary name in the same folder, then rename: a kill leaves the old file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"{path}: could not be written ({error}); free disk space or set OUTPUT_DIR"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def model_state(net: nn.Module, config: str) -> dict[str, Any]:
+    """The content of a model checkpoint."""
+    weights = {name: value.detach().cpu() for name, value in net.state_dict().items()}
+    return {"model": weights, "state_dict": weights, "config": config, "format": FORMAT}
+
+
+def save_model(net: nn.Module, config: str, path: str | Path) -> None:
+    """Write a model checkpoint of the bare network ``net``."""
+    atomic_save(model_state(net, config), path)
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read a ``.pth`` file without running code from it.
+
+    Raises:
+        UserError: no such file, not a checkpoint, damaged, or it needs unpickling of arbitrary objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "holds objects other than tensors and plain values, which could run code"
+        raise UserError(
+            f"{path}: {reason}; save it again as a plain state dict ({_first_line(error)})"
+        ) from None
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise UserError(f"{path}: not a readable checkpoint, or damaged ({_first_line(error)})") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path}: holds a {type(state).__name__}, not a dictionary of weights")
+    return state
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+
+
+def weights_of(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of ours, of detectron2 (``model``), of MMEngine (``state_dict``), or a bare one."""
+    for key in ("model", "state_dict"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def load_weights(net: nn.Module, path: str | Path, *, strict: bool = False) -> LoadReport:
+    """Load a checkpoint file into the bare network; a partial match is logged.
+
+    Raises:
+        UserError: nothing matches, or, with ``strict``, anything differs.
+    """
+    weights = weights_of(read(path))
+    return load_state(net, weights, str(path), strict=strict)
+
+
+def load_state(
+    net: nn.Module, weights: dict[str, Tensor], source: str, *, strict: bool = False
+) -> LoadReport:
+    """Load ``weights`` into ``net``; see :func:`load_weights`."""
+    own = net.state_dict()
+    for prefix in ("module.", "net."):
+        if weights and all(name.startswith(prefix) for name in weights):
+            weights = {name[len(prefix) :]: value for name, value in weights.items()}
+    fitting = {n: v for n, v in weights.items() if n in own and own[n].shape == v.shape}
+    report = LoadReport(
+        missing=sorted(own.keys() - weights.keys()),
+        unexpected=sorted(weights.keys() - own.keys()),
+        mismatched=sorted(n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape),
+        matched=len(fitting),
+    )
+    partial = bool(report.missing or report.unexpected or report.mismatched)
+    if not fitting or (strict and partial):
+        raise UserError(
+            f"{source}: weights of another network: {len(fitting)} of {len(own)} tensors fit "
+            f"({_examples(report)}); give the checkpoint that belongs to this config"
+        )
+    net.load_state_dict(fitting, strict=False)
+    if partial:
+        logger.warning("%s: %d of %d tensors loaded (%s)", source, len(fitting), len(own), _examples(report))
+    return report
+
+
+def _examples(report: LoadReport) -> str:
+    parts = []
+    for word, names in (
+        ("missing", report.missing),
+        ("other shape", report.mismatched),
+        ("unknown", report.unexpected),
+    ):
+        if names:
+            parts.append(f"{len(names)} {word}, such as {names[0]}")
+    return "; ".join(parts) or "all fit"
+
+
+def config_of(path: str | Path) -> str | None:
+    """The YAML text of the configuration inside a checkpoint of ours, or None."""
+    text = read(path).get("config")
+    return text if isinstance(text, str) else None

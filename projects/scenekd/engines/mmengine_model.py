@@ -1,0 +1,130 @@
+"""Our networks as MMEngine models: targets in, MMSegmentation's data samples out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from mmseg.structures import SegDataSample
+from torch import Tensor, nn
+
+from ..sample import Prediction, SourceWeights, Target
+from .keys import BareKeys
+
+
+class SceneKDDataPreprocessor(BaseDataPreprocessor):
+    """Moves a batch to the device and makes float RGB 0…255 of it; the network normalises.
+
+    Takes our loader's batches (inputs (N, 3, H, W) RGB, data_samples: Targets) and those of MMSegmentation's
+    pipelines (inputs: list of (3, H, W) uint8 BGR of one size, data_samples: SegDataSamples).
+
+    Args:
+        bgr_to_rgb: whether list inputs are BGR, as MMSegmentation's LoadImageFromFile gives them.
+    """
+
+    def __init__(self, bgr_to_rgb: bool = True) -> None:
+        super().__init__()
+        self.bgr_to_rgb = bgr_to_rgb
+
+    def forward(self, data: Any, training: bool = False) -> dict[str, Any]:
+        """The batch as {'inputs': (N, 3, H, W) float32, 'data_samples': list or None}."""
+        inputs, samples = data["inputs"], data.get("data_samples")
+        if not isinstance(inputs, Tensor):
+            inputs = torch.stack(list(inputs))
+            if self.bgr_to_rgb:
+                inputs = inputs.flip(1)
+        if samples is not None:
+            samples = [sample.to(self.device) for sample in samples]
+        return {"inputs": inputs.to(self.device).float(), "data_samples": samples}
+
+
+class SceneKDModel(BareKeys, BaseModel):
+    """Adapter of a SceneKD network, under the contract ``net(images, targets)``, to MMEngine's ``BaseModel``."""
+
+    def __init__(
+        self, net: nn.Module, data_preprocessor: dict[str, Any] | nn.Module | None = None, **_: Any
+    ) -> None:
+        if data_preprocessor is None:
+            data_preprocessor = SceneKDDataPreprocessor()
+        super().__init__(data_preprocessor=data_preprocessor)
+        self._adopt(net)
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
+        """``loss``: dict of losses; ``predict``: SegDataSamples at the original size; ``tensor``: raw outputs."""
+        if mode == "loss":
+            return self.net(inputs, [to_target(sample) for sample in data_samples])
+        if mode == "tensor":
+            return self.net.outputs(inputs)  # type: ignore[operator]
+        if mode != "predict":
+            raise ValueError(f"mode must be loss, predict or tensor, got {mode!r}")
+        samples = data_samples or [SegDataSample() for _ in inputs]
+        predictions = self.net(inputs)
+        return [to_sample(p, s, inputs.shape[-2:]) for p, s in zip(predictions, samples)]
+
+
+def to_target(sample: Target | BaseDataElement) -> Target:
+    """A data sample of MMSegmentation's (``gt_sem_seg``, and ``gt_instances`` where a pipeline packs boxes)."""
+    if isinstance(sample, Target):
+        return sample
+    meta = sample.metainfo
+    has_boxes, has_sem_seg = "gt_instances" in sample, "gt_sem_seg" in sample
+    device = sample.gt_sem_seg.data.device if has_sem_seg else torch.device("cpu")
+    boxes = torch.zeros((0, 4), device=device)
+    labels = torch.zeros(0, dtype=torch.int64, device=device)
+    if has_boxes:
+        boxes = sample.gt_instances.bboxes.float()
+        labels = sample.gt_instances.labels.long()
+    flags = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    soft = sample.get("gt_soft_seg")
+    height, width = meta.get("ori_shape", (0, 0))[:2]
+    return Target(
+        image_id=str(meta.get("img_path", "")),
+        boxes=boxes,
+        labels=labels,
+        confidences=torch.ones(len(boxes), device=boxes.device),
+        from_teacher=flags,
+        difficult=flags.clone(),
+        sem_seg=sample.gt_sem_seg.data[0].long() if has_sem_seg else None,
+        soft_seg=None if soft is None else soft.data.float(),
+        soft_valid=None if soft is None else sample.gt_soft_valid.data[0].bool(),
+        has_boxes=has_boxes,
+        has_sem_seg=has_sem_seg,
+        weights=SourceWeights(
+            detection_gt=float(has_boxes),
+            segmentation_gt=float(has_sem_seg),
+            segmentation_teacher=float(soft is not None),
+        ),
+        height=height,
+        width=width,
+    )
+
+
+def to_sample(
+    prediction: Prediction, sample: Target | BaseDataElement, input_shape: torch.Size
+) -> SegDataSample:
+    """A prediction at the original size as MMSegmentation's SegDataSample, ground truth kept beside it."""
+    if isinstance(sample, Target):
+        height, width = sample.height, sample.width
+        output = SegDataSample(
+            metainfo={
+                "image_id": sample.image_id,
+                "img_path": sample.file_name,
+                "ori_shape": (height, width),
+                "img_shape": tuple(input_shape),
+                "reduce_zero_label": False,
+            }
+        )
+    else:
+        output = sample if isinstance(sample, SegDataSample) else SegDataSample()
+        height, width = output.metainfo.get("ori_shape", tuple(input_shape))[:2]
+    resized = prediction.resize(height, width)
+    if resized.sem_seg is not None:
+        output.seg_logits = PixelData(data=resized.sem_seg)
+        output.pred_sem_seg = PixelData(data=resized.sem_seg.argmax(0, keepdim=True))
+    if resized.boxes is not None:
+        output.pred_instances = InstanceData(
+            bboxes=resized.boxes, labels=resized.labels, scores=resized.scores
+        )
+    return output

@@ -1,0 +1,148 @@
+"""A run driven by MMEngine: its Runner, loops, hooks, AMP wrapper and visualisation back ends."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import torch.distributed as dist
+from mmengine.evaluator import BaseMetric
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModel, MMDistributedDataParallel
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.runner import Runner
+from mmseg.evaluation import IoUMetric
+from torch.utils.data import DataLoader
+
+from ..data.mapper import collate
+from ..evaluation.evaluator import Evaluator
+from ..experiment import Experiment
+from ..recorder import Recorder
+from .mmengine_model import SceneKDModel
+from .mmengine_parts import SceneKDHook, SceneKDMetric
+
+NAME = "mmengine"
+
+
+def train(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Train to SOLVER.MAX_ITER and evaluate; returns the final results, empty without a test set."""
+    cfg = experiment.cfg
+    experiment.prepare_output()
+    recorder = Recorder(experiment, NAME)
+    metric = _metric(experiment) if cfg.DATASETS.TEST else None
+    optim_wrapper = _optim_wrapper(experiment)
+    options: dict[str, Any] = {}
+    if metric is not None:
+        options.update(
+            val_dataloader=_loader(experiment.test_loader()),
+            val_cfg={"type": "ValLoop"},
+            val_evaluator=[metric],
+        )
+    runner = _runner(
+        experiment,
+        _wrap(experiment),
+        train_dataloader=_loader(experiment.train_loader()),
+        train_cfg={
+            "type": "SceneKDTrainLoop",
+            "max_iters": cfg.SOLVER.MAX_ITER,
+            "val_interval": cfg.TEST.EVAL_PERIOD or cfg.SOLVER.MAX_ITER,
+            "accumulate": cfg.SOLVER.ACCUMULATE_STEPS,
+            "start": experiment.start_iteration,
+        },
+        optim_wrapper=optim_wrapper,
+        custom_hooks=[SceneKDHook(recorder, metric)],
+        **options,
+    )
+    runner.train()
+    if metric is None:
+        return {}
+    if not metric.latest:
+        # A finished run that is resumed takes no step, so the loop evaluates nothing.
+        runner.val()
+    return metric.latest
+
+
+def evaluate(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Evaluate the network on DATASETS.TEST."""
+    metric = _metric(experiment)
+    runner = _runner(
+        experiment,
+        _wrap(experiment),
+        test_dataloader=_loader(experiment.test_loader()),
+        test_cfg={"type": "TestLoop"},
+        test_evaluator=[metric],
+    )
+    runner.test()
+    return metric.latest
+
+
+def _collate(items: list[Any]) -> dict[str, Any]:
+    inputs, targets = collate(items)
+    return {"inputs": inputs, "data_samples": targets}
+
+
+def _loader(loader: DataLoader[Any]) -> DataLoader[Any]:
+    # The same loader under both engines; only the batch's container differs.
+    loader.collate_fn = _collate
+    return loader
+
+
+def _metric(experiment: Experiment) -> SceneKDMetric:
+    evaluator = Evaluator.from_config(experiment.test_data, experiment.cfg)
+    framework: dict[str, BaseMetric] = {}
+    # MMSegmentation has no detection metric; boxes stay with ours.
+    if experiment.cfg.TEST.EVALUATOR == "framework" and "sem_seg" in experiment.cfg.TEST.METRICS:
+        framework["sem_seg"] = IoUMetric(iou_metrics=["mIoU"])
+    metric = SceneKDMetric(evaluator, framework)
+    metric.dataset_meta = {"classes": ("background", *experiment.test_data.classes)}
+    return metric
+
+
+def _wrap(experiment: Experiment) -> BaseModel | MMDistributedDataParallel:
+    model = SceneKDModel(experiment.net).to(experiment.device)
+    if experiment.world_size == 1:
+        return model
+    # The Runner's own wrapper assumes CUDA devices.
+    devices = [experiment.device.index] if experiment.device.type == "cuda" else None
+    return MMDistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+def _optim_wrapper(experiment: Experiment) -> OptimWrapper:
+    parts = experiment.cfg.SOLVER.ACCUMULATE_STEPS
+    if not experiment.amp:
+        return OptimWrapper(experiment.optimizer, accumulative_counts=parts)
+    wrapper = AmpOptimWrapper(optimizer=experiment.optimizer, accumulative_counts=parts)
+    if experiment.state.get("scaler"):
+        wrapper.loss_scaler.load_state_dict(experiment.state["scaler"])
+    return wrapper
+
+
+def _runner(experiment: Experiment, model: Any, **options: Any) -> Runner:
+    output = experiment.output_dir
+    runner = Runner(
+        model=model,
+        work_dir=str(output),
+        default_scope="mmseg",
+        default_hooks={
+            "logger": {"type": "LoggerHook", "interval": experiment.cfg.SOLVER.LOG_PERIOD},
+            "param_scheduler": None,
+            "checkpoint": None,
+            "sampler_seed": None,
+        },
+        visualizer={
+            "type": "mmengine.Visualizer",
+            "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
+            "save_dir": str(output),
+        },
+        launcher="pytorch" if dist.is_available() and dist.is_initialized() else "none",
+        randomness={"seed": experiment.cfg.SEED},
+        experiment_name=f"{output.name}_{time.time_ns()}",
+        cfg={"output": str(output)},
+        **options,
+    )
+    # The progress bar is for the console; the full log goes to the file.
+    for handler in MMLogger.get_current_instance().handlers:
+        if type(handler) is logging.StreamHandler:
+            handler.setLevel(logging.WARNING)
+    return runner

@@ -1,0 +1,80 @@
+"""One process of a run: from configuration to ``results.json``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from ..errors import UserError
+from ..experiment import Experiment
+from ..results import check_expected, describe_run, write_results
+from .select import engine_module, setup_logging
+
+
+def train_once(
+    rank: int, local_rank: int, world_size: int, cfg: CfgNode, engine: str, resume: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Train, evaluate, write ``results.json``; returns the results."""
+    setup_logging(cfg.OUTPUT_DIR, rank)
+    if not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN: names no data set; give one, such as \"('voc2012_seg_train',)\"")
+    experiment = Experiment(cfg, rank=rank, world_size=world_size, local_rank=local_rank, resume=resume)
+    start = time.perf_counter()
+    results = engine_module(engine).train(experiment)
+    _finish(experiment, engine, results, time.perf_counter() - start, trained=True)
+    return results
+
+
+def evaluate_once(
+    rank: int,
+    local_rank: int,
+    world_size: int,
+    cfg: CfgNode,
+    engine: str,
+    resume: bool = False,
+    out: str = "",
+) -> dict[str, dict[str, Any]]:
+    """Evaluate ``MODEL.WEIGHTS`` (with ``resume``: ``OUTPUT_DIR/last.pth``); returns the results."""
+    setup_logging(cfg.OUTPUT_DIR, rank)
+    if not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST: names no data set; give one, such as \"('voc2012_seg_val',)\"")
+    if not cfg.MODEL.WEIGHTS and not resume:
+        raise UserError("MODEL.WEIGHTS: --eval-only needs a checkpoint; add MODEL.WEIGHTS FILE")
+    experiment = Experiment(cfg, rank=rank, world_size=world_size, local_rank=local_rank, resume=resume)
+    start = time.perf_counter()
+    results = engine_module(engine).evaluate(experiment)
+    _finish(experiment, engine, results, time.perf_counter() - start, trained=False, out=out)
+    return results
+
+
+def _finish(
+    experiment: Experiment,
+    engine: str,
+    results: dict[str, dict[str, Any]],
+    seconds: float,
+    *,
+    trained: bool,
+    out: str = "",
+) -> None:
+    cfg = experiment.cfg
+    if experiment.is_main and results:
+        more: dict[str, Any] = {"seconds": round(seconds, 1)}
+        if trained:
+            more["images_seen"] = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+            more["train"] = {"names": list(cfg.DATASETS.TRAIN), "images": len(experiment.train_data.records)}
+        more["test"] = {"names": list(cfg.DATASETS.TEST), "images": len(experiment.test_data.records)}
+        path = Path(out) if out else experiment.output_dir / "results.json"
+        write_results(path, results, describe_run(cfg, engine, **more))
+        print(summary_line(results))
+    check_expected(cfg, results)
+
+
+def summary_line(results: dict[str, dict[str, Any]]) -> str:
+    """The headline numbers in one line."""
+    parts = []
+    for task, names in (("sem_seg", ("mIoU", "pixel_accuracy")), ("bbox", ("mAP", "AP50"))):
+        parts += [f"{name} {results[task][name]:.2f}" for name in names if name in results.get(task, {})]
+    return "  ".join(parts) or "no results"

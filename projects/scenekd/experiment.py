@@ -1,0 +1,220 @@
+"""One run, apart from the framework that drives it: data, network, optimizer, resume state, output folder."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from . import checkpoint, optim
+from .data.catalog import Dataset, assert_disjoint, load_datasets
+from .data.mapper import Mapper, collate
+from .data.policy import build_policy
+from .errors import UserError
+from .models import build_model, choose_device
+from .sample import Target
+from .sampling import DrawSampler, ShareSampler
+from .teachers.build import check_teacher_overlap, open_store
+
+logger = logging.getLogger(__name__)
+
+Batch = tuple[Tensor, list[Target]]
+
+
+class MappedDataset(TorchDataset[tuple[Tensor, Target]]):
+    """A mapper as a map-style data set: draw indices in training, record indices in testing."""
+
+    def __init__(self, mapper: Mapper, dataset: Dataset) -> None:
+        self.mapper, self.dataset = mapper, dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset.records)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        return self.mapper(index)
+
+
+class Experiment:
+    """Everything that both engines share for one configuration and one process.
+
+    Args:
+        cfg: a frozen configuration.
+        rank, world_size, local_rank: this process.
+        resume: go on from ``OUTPUT_DIR/last.pth`` where it exists.
+    """
+
+    def __init__(
+        self, cfg: CfgNode, *, rank: int = 0, world_size: int = 1, local_rank: int = 0, resume: bool = False
+    ) -> None:
+        self.cfg, self.rank, self.world_size = cfg, rank, world_size
+        self.output_dir = Path(cfg.OUTPUT_DIR)
+        self.device = choose_device(cfg)
+        if self.device.type == "cuda" and world_size > 1:
+            self.device = torch.device("cuda", local_rank)
+        self.state: dict[str, Any] = {}
+        last = self.output_dir / checkpoint.LAST
+        if resume and last.is_file():
+            self.state = checkpoint.read(last)
+            self._check_same_run(last)
+        elif resume:
+            logger.warning("%s: nothing to resume, starting afresh", last)
+        self.start_iteration: int = int(self.state.get("iteration", 0))
+        self.best: float | None = self.state.get("best")
+
+    def _check_same_run(self, last: Path) -> None:
+        for key in ("optimizer", "model", "iteration"):
+            if key not in self.state:
+                raise UserError(
+                    f"{last}: holds no {key!r}, so it is no resume state; delete it or drop --resume"
+                )
+        if self.state.get("seed") != self.cfg.SEED:
+            raise UserError(
+                f"{last}: written with SEED {self.state.get('seed')}, not {self.cfg.SEED}; set that seed"
+            )
+
+    # Data ---------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def test_data(self) -> Dataset:
+        """The images of ``DATASETS.TEST``."""
+        return load_datasets(self.cfg.DATASETS.TEST, self.cfg, train=False)
+
+    @functools.cached_property
+    def train_data(self) -> Dataset:
+        """The images of ``DATASETS.TRAIN``; none of them stands in the test set, unless allowed."""
+        data = load_datasets(self.cfg.DATASETS.TRAIN, self.cfg, train=True)
+        if self.cfg.DATASETS.TEST and not self.cfg.DATASETS.ALLOW_OVERLAP:
+            assert_disjoint(data, self.test_data)
+        return data
+
+    @property
+    def images_per_process(self) -> int:
+        """Images of one iteration in this process."""
+        images, parts = self.cfg.SOLVER.IMS_PER_BATCH, self.world_size * self.cfg.SOLVER.ACCUMULATE_STEPS
+        if images % parts:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH: {images} images do not divide among {self.world_size} processes × "
+                f"{self.cfg.SOLVER.ACCUMULATE_STEPS} SOLVER.ACCUMULATE_STEPS"
+            )
+        return images // self.world_size
+
+    def train_loader(self) -> DataLoader[Any]:
+        """Batches from ``start_iteration`` to ``SOLVER.MAX_ITER`` for this process."""
+        cfg = self.cfg
+        policy = build_policy(cfg, [record.image_id for record in self.train_data.records])
+        stores = {task: open_store(cfg, task) for task in policy.teacher_tasks}
+        check_teacher_overlap(cfg)
+        mapper = Mapper(
+            self.train_data, cfg, train=True, teachers=stores, policy=policy, soft_size=self.soft_size()
+        )
+        sampler = DrawSampler(
+            self.images_per_process,
+            start=self.start_iteration,
+            stop=cfg.SOLVER.MAX_ITER,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        return self._loader(MappedDataset(mapper, self.train_data), batch_sampler=sampler)
+
+    def test_loader(self) -> DataLoader[Any]:
+        """The test images, each in exactly one process."""
+        dataset = MappedDataset(Mapper(self.test_data, self.cfg, train=False), self.test_data)
+        sampler = ShareSampler(len(dataset), self.rank, self.world_size)
+        return self._loader(dataset, sampler=sampler, batch_size=self.cfg.TEST.BATCH_SIZE)
+
+    def _loader(self, dataset: MappedDataset, **options: Any) -> DataLoader[Any]:
+        workers = self.cfg.DATALOADER.NUM_WORKERS
+        return DataLoader(
+            dataset,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_one_thread,
+            persistent_workers=workers > 0,
+            **options,
+        )
+
+    # Network ------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def net(self) -> nn.Module:
+        """The network on its device, with ``MODEL.WEIGHTS`` or the resumed weights."""
+        net = build_model(self.cfg, pretrained=not self.state)
+        if self.state:
+            checkpoint.load_state(
+                net, self.state["model"], str(self.output_dir / checkpoint.LAST), strict=True
+            )
+        elif self.cfg.MODEL.WEIGHTS:
+            checkpoint.load_weights(net, self.cfg.MODEL.WEIGHTS)
+        return net.to(self.device)
+
+    def soft_size(self) -> tuple[int, int] | None:
+        """(h, w) at which the network compares dense soft labels, where it has such a task."""
+        return getattr(self.net, "segmentation_size", None)
+
+    @functools.cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer, with its resumed state."""
+        optimizer = optim.build_optimizer(self.net, self.cfg)
+        if self.state:
+            optimizer.load_state_dict(self.state["optimizer"])
+        return optimizer
+
+    @property
+    def amp(self) -> bool:
+        """Whether mixed precision is on: asked for, and on CUDA."""
+        wanted = bool(self.cfg.SOLVER.AMP.ENABLED)
+        if wanted and self.device.type != "cuda":
+            logger.warning("SOLVER.AMP.ENABLED: no CUDA device, training in float32")
+            return False
+        return wanted
+
+    # Output -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files."""
+        return self.rank == 0
+
+    def config_text(self) -> str:
+        """The configuration as YAML."""
+        return self.cfg.dump()
+
+    def prepare_output(self) -> None:
+        """Make ``OUTPUT_DIR`` and write ``config.yaml`` there."""
+        if self.is_main:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            temporary = self.output_dir / ".config.yaml.tmp"
+            temporary.write_text(self.config_text(), encoding="utf-8")
+            os.replace(temporary, self.output_dir / "config.yaml")
+
+    def save_resume(self, iteration: int, engine: str, scaler: dict[str, Any] | None = None) -> None:
+        """Write ``last.pth``: all that is needed to go on at ``iteration``. Random numbers need no state."""
+        state = checkpoint.model_state(self.net, self.config_text())
+        state.update(
+            optimizer=self.optimizer.state_dict(),
+            scaler=scaler or {},
+            iteration=iteration,
+            seed=self.cfg.SEED,
+            engine=engine,
+            best=self.best,
+        )
+        checkpoint.atomic_save(state, self.output_dir / checkpoint.LAST)
+
+    def save_model(self, name: str = checkpoint.MODEL_FINAL) -> None:
+        """Write the network as a model checkpoint."""
+        checkpoint.save_model(self.net, self.config_text(), self.output_dir / name)
+
+
+def _one_thread(_: int) -> None:
+    # OpenCV would start as many threads in every worker as there are cores.
+    cv2.setNumThreads(0)

@@ -1,0 +1,35 @@
+"""Build the network of a configuration, whichever system it belongs to."""
+
+from __future__ import annotations
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from .config import import_system
+from .errors import UserError
+
+
+def build_model(cfg: CfgNode, *, pretrained: bool = True) -> nn.Module:
+    """The network of ``cfg.SYSTEM``, freshly initialised from ``cfg.SEED``: equal seeds give equal weights.
+
+    ``pretrained=False`` skips the trunk's own weights, where a checkpoint is loaded next.
+    """
+    system = import_system(cfg.SYSTEM)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.SEED)
+        return system.build_model(cfg, pretrained=pretrained)
+
+
+def choose_device(cfg: CfgNode) -> torch.device:
+    """The device of ``MODEL.DEVICE``; ``auto`` takes CUDA where there is one."""
+    name = cfg.MODEL.DEVICE
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"MODEL.DEVICE: {name!r} is no device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("MODEL.DEVICE: cuda is asked for, but torch sees no GPU; set MODEL.DEVICE cpu")
+    return device

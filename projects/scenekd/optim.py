@@ -1,0 +1,131 @@
+"""Optimizer, learning rate and clipping, one implementation for both engines.
+
+The frameworks differ in their defaults (detectron2 clips each parameter by itself and decays no norm layer,
+MMEngine does neither; their warm-ups end one step apart), so none of theirs is used.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from .errors import UserError
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
+
+
+def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict[str, Any]]:
+    """Groups with ``lr`` and ``weight_decay``: weights, norm parameters, biases. Frozen parameters are left out.
+
+    Modules may scale their learning rate by an attribute ``lr_factor`` (nearest ancestor wins).
+    """
+    solver = cfg.SOLVER
+    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    factors = {
+        name: module.lr_factor for name, module in model.named_modules() if hasattr(module, "lr_factor")
+    }
+    for module_name, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            decay = solver.WEIGHT_DECAY
+            if isinstance(module, _NORMS):
+                decay = solver.WEIGHT_DECAY_NORM
+            elif name == "bias":
+                decay = solver.WEIGHT_DECAY_BIAS
+            lr = solver.BASE_LR * _nearest_factor(module_name, factors)
+            grouped.setdefault((lr, decay), []).append(parameter)
+    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in grouped.items()]
+
+
+def _nearest_factor(module_name: str, factors: dict[str, Any]) -> float:
+    parts = module_name.split(".") if module_name else []
+    for end in range(len(parts), -1, -1):
+        prefix = ".".join(parts[:end])
+        if prefix in factors:
+            return float(factors[prefix])
+    return 1.0
+
+
+def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
+    """The optimizer of ``cfg.SOLVER``; gradients are clipped inside its ``step``, after AMP's unscaling."""
+    solver = cfg.SOLVER
+    groups = parameter_groups(model, cfg)
+    name = solver.OPTIMIZER.upper()
+    optimizer: torch.optim.Optimizer
+    if name == "ADAM":
+        optimizer = torch.optim.Adam(groups, lr=solver.BASE_LR)
+    elif name == "ADAMW":
+        optimizer = torch.optim.AdamW(groups, lr=solver.BASE_LR)
+    elif name == "SGD":
+        optimizer = torch.optim.SGD(
+            groups, lr=solver.BASE_LR, momentum=solver.MOMENTUM, nesterov=solver.NESTEROV
+        )
+    else:
+        raise UserError(f"SOLVER.OPTIMIZER: unknown optimizer {name!r}; choose ADAM, ADAMW or SGD")
+    if solver.CLIP_GRADIENTS.ENABLED:
+        _clip_in_step(optimizer, solver.CLIP_GRADIENTS)
+    return optimizer
+
+
+def _clip_in_step(optimizer: torch.optim.Optimizer, clip: CfgNode) -> None:
+    if clip.CLIP_TYPE not in ("full_model", "value"):
+        raise UserError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: {clip.CLIP_TYPE!r}; choose full_model or value")
+
+    def clip_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if clip.CLIP_TYPE == "value":
+            nn.utils.clip_grad_value_(parameters, clip.CLIP_VALUE)
+        else:
+            nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, norm_type=clip.NORM_TYPE)
+
+    optimizer.register_step_pre_hook(clip_gradients)
+
+
+def lr_factor(cfg: CfgNode, iteration: int) -> float:
+    """Factor on every group's learning rate at ``iteration`` (0-based: the step about to be taken).
+
+    Warm-up goes from WARMUP_FACTOR at iteration 0 to 1 at WARMUP_ITERS; the schedule runs beneath it.
+    """
+    solver = cfg.SOLVER
+    progress = min(1.0, iteration / max(1, solver.MAX_ITER))
+    name = solver.LR_SCHEDULER_NAME
+    if name == "WarmupMultiStepLR":
+        factor = solver.GAMMA ** bisect.bisect_right(sorted(solver.STEPS), iteration)
+    elif name == "WarmupCosineLR":
+        factor = 0.5 * (1.0 + math.cos(math.pi * progress))
+    elif name == "WarmupPolyLR":
+        factor = (1.0 - progress) ** solver.POLY_POWER
+    else:
+        raise UserError(
+            f"SOLVER.LR_SCHEDULER_NAME: {name!r}; choose WarmupMultiStepLR, WarmupCosineLR or WarmupPolyLR"
+        )
+    if iteration < solver.WARMUP_ITERS:
+        if solver.WARMUP_METHOD == "constant":
+            return factor * solver.WARMUP_FACTOR
+        share = iteration / solver.WARMUP_ITERS
+        factor *= solver.WARMUP_FACTOR * (1 - share) + share
+    return factor
+
+
+def lr_at(cfg: CfgNode, iteration: int) -> float:
+    """Learning rate of the base group at ``iteration``."""
+    return cfg.SOLVER.BASE_LR * lr_factor(cfg, iteration)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, cfg: CfgNode, iteration: int) -> float:
+    """Set every group's learning rate for ``iteration``; returns the base group's.
+
+    A group's own rate is kept in ``initial_lr``, so the schedule has no state to save.
+    """
+    factor = lr_factor(cfg, iteration)
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    return cfg.SOLVER.BASE_LR * factor

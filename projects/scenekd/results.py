@@ -1,0 +1,102 @@
+"""The final numbers of a run: ``results.json``, percentages as 0–100."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from fvcore.common.config import CfgNode
+
+from . import __version__
+from .errors import UserError
+
+
+def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """``{"sem_seg": {"mIoU": 61.0}}`` → ``{"sem_seg/mIoU": 61.0}``; what is not one number is left out."""
+    return {
+        f"{task}/{name}": float(value)
+        for task, metrics in results.items()
+        for name, value in metrics.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+
+
+def describe_run(cfg: CfgNode, engine: str, **more: Any) -> dict[str, Any]:
+    """Where results come from: seed, engine, versions, commit, and what else the caller knows."""
+    return {
+        "seed": cfg.SEED,
+        "engine": engine,
+        "system": cfg.SYSTEM,
+        "evaluator": cfg.TEST.EVALUATOR,
+        "versions": {
+            "scenekd": __version__,
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+        "git_commit": _git_commit(),
+        **more,
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def write_results(
+    path: str | Path, results: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any]
+) -> None:
+    """Write the numbers and ``meta`` as JSON; NaN (no ground truth) becomes null."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    content = _plain({**results, "meta": dict(meta)})
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def check_expected(cfg: CfgNode, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare with ``TEST.EXPECTED_RESULTS``: [task, metric, value, tolerance] each.
+
+    Raises:
+        UserError: a number lies outside its tolerance, or is missing.
+    """
+    for task, metric, value, tolerance in cfg.TEST.EXPECTED_RESULTS:
+        actual = results.get(task, {}).get(metric)
+        if actual is None or not math.isfinite(actual) or abs(actual - value) > tolerance:
+            raise UserError(
+                f"TEST.EXPECTED_RESULTS: {task}/{metric} is {actual}, expected {value} ± {tolerance}"
+            )
