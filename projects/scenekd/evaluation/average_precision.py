@@ -1,0 +1,120 @@
+"""VOC's average precision from matched detections, for many IoU thresholds and image weights.
+
+Shape shorthand: D: detections; T: IoU thresholds; C: classes; I: images; B: resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .matching_voc import Matches
+
+# VOC2007's eleven recall levels, as the public evaluators compute them: 3 · 0.1 is a hair above 0.3, so that
+# a recall of exactly 3/10 does not reach the fourth level there.
+_RECALL_LEVELS = np.arange(11) * 0.1
+
+# Weighted detections handled at once, which bounds the memory of the bootstrap.
+_CELLS_AT_ONCE = 4_000_000
+
+
+class PrecisionRecall:
+    """Detections sorted by falling score within their class (stable), ready for any threshold."""
+
+    def __init__(self, matches: Matches, num_classes: int) -> None:
+        by_score = np.argsort(-matches.scores, kind="stable")
+        self._order = by_score[np.argsort(matches.labels[by_score], kind="stable")]
+        self._class_starts = np.searchsorted(matches.labels[self._order], np.arange(num_classes + 1))
+        self._overlap, self._truth = matches.overlap[self._order], matches.truth[self._order]
+        self._image = matches.image[self._order]
+        self._difficult = matches.truth_difficult
+        countable = ~matches.truth_difficult
+        self._truth_image = matches.truth_image[countable]
+        self._truth_labels = matches.truth_labels[countable]
+        self.positives = np.bincount(self._truth_labels, minlength=num_classes)
+        self.num_classes = num_classes
+
+    def flags(self, iou_threshold: float) -> tuple[np.ndarray, np.ndarray]:
+        """(D,) bool each, in sorted order: true positive, and counted (true or false positive)."""
+        hit = np.flatnonzero(self._overlap > iou_threshold)
+        truth = self._truth[hit]
+        on_difficult = self._difficult[truth]
+        counted = np.ones(len(self._order), bool)
+        counted[hit[on_difficult]] = False
+        hit, truth = hit[~on_difficult], truth[~on_difficult]
+        # The best-scored detection claims the box: written back to front, the first is what stays.
+        claimed = np.full(len(self._difficult), -1, np.int64)
+        claimed[truth[::-1]] = hit[::-1]
+        positive = np.zeros(len(self._order), bool)
+        positive[claimed[claimed >= 0]] = True
+        return positive, counted
+
+    def average_precision(
+        self, iou_thresholds: Sequence[float], *, use_07_metric: bool = False
+    ) -> np.ndarray:
+        """(T, C) float64 in 0…1; NaN for a class without countable ground truth."""
+        result = np.full((len(iou_thresholds), self.num_classes), np.nan)
+        for t, threshold in enumerate(iou_thresholds):
+            positive, counted = self.flags(threshold)
+            for k in np.flatnonzero(self.positives):
+                part = slice(self._class_starts[k], self._class_starts[k + 1])
+                hits = np.flatnonzero(positive[part])
+                found = np.arange(1, len(hits) + 1)
+                precision = found / np.cumsum(counted[part])[hits]
+                result[t, k] = _area(precision, found, self.positives[k], use_07_metric)
+        return result
+
+    def weighted_average_precision(
+        self, weights: np.ndarray, iou_threshold: float, *, use_07_metric: bool = False
+    ) -> np.ndarray:
+        """AP where every image, with its detections and boxes, stands as often as its weight says.
+
+        Copies of one image follow each other in the ranking; the precision envelope over a run of true
+        positives is that of its end, so a run counts as one step of recall.
+
+        Args:
+            weights: (B, I) whole numbers ≥ 0.
+
+        Returns:
+            (B, C), NaN for a class without countable ground truth in that resample.
+        """
+        result = np.full((len(weights), self.num_classes), np.nan)
+        positive, counted = self.flags(iou_threshold)
+        for k in np.flatnonzero(self.positives):
+            start, stop = self._class_starts[k], self._class_starts[k + 1]
+            hits = np.flatnonzero(positive[start:stop])
+            # What comes after the last true positive changes nothing.
+            stop = start + (hits[-1] + 1 if len(hits) else 0)
+            used = np.flatnonzero(counted[start:stop])
+            images, is_hit = self._image[start:stop][used], positive[start:stop][used]
+            truth_images = self._truth_image[self._truth_labels == k]
+            chunk = max(1, _CELLS_AT_ONCE // max(len(used), len(truth_images), 1))
+            for b in range(0, len(weights), chunk):
+                drawn = weights[b : b + chunk]
+                total = drawn[:, truth_images].sum(axis=1)
+                rank = np.cumsum(drawn[:, images], axis=1)[:, is_hit]
+                found = np.cumsum(drawn[:, images[is_hit]], axis=1)
+                precision = found / np.maximum(rank, 1)
+                ap = _area(precision, found, np.maximum(total, 1)[:, None], use_07_metric)
+                result[b : b + chunk, k] = np.where(total > 0, ap, np.nan)
+        return result
+
+
+def _area(precision: np.ndarray, found: np.ndarray, positives: np.ndarray, use_07_metric: bool) -> np.ndarray:
+    """AP from the precision at each true positive.
+
+    Args:
+        precision: (…, P) at the P true positives, in order of rank.
+        found: (…, P) true positives up to there; found / positives is the recall.
+        positives: (…, 1) or a number, > 0.
+        use_07_metric: the mean over eleven recall levels of the best precision at that recall or beyond;
+            otherwise the area under the monotone envelope of the curve.
+    """
+    envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
+    if not use_07_metric:
+        return (envelope * np.diff(found, axis=-1, prepend=0) / positives).sum(axis=-1)
+    recall = found / positives
+    # Recall rises, so the best precision at a level is the envelope where recall first reaches it.
+    best = [np.where(recall >= level, envelope, 0).max(axis=-1, initial=0) for level in _RECALL_LEVELS]
+    return np.mean(best, axis=0)
