@@ -230,8 +230,9 @@ def read_class_probabilities(root: str | Path, split: str) -> dict[str, dict[str
     """True class probabilities of every object of a split, by image id; objects in the order of the XML.
 
     A record holds ``scene`` and ``objects``; each object its ``class``, ``visible`` (share of it that is
-    seen), ``whole_box`` (0-based xyxy, before anything is cut off or hidden) and three lists over
-    ``SCENES_CLASSES``: ``given_scene``, ``given_objects`` and ``given_scene_and_box``, explained at
+    seen), ``whole_box`` (0-based xyxy, before anything is cut off or hidden) and four lists over
+    ``SCENES_CLASSES``: ``given_scene``, ``given_objects``, ``given_scene_and_zone`` and
+    ``given_scene_and_box``, explained at
     :func:`scenekd.data.scenes_model.class_probabilities`.
     """
     path = Path(root) / "ClassProbabilities" / f"{split}.jsonl"

@@ -26,10 +26,10 @@ CLASSES = ("person", "tree", "bird", "car", "house", "boat", "cup", "bottle", "c
 INDEX = {name: index for index, name in enumerate(CLASSES)}
 
 COUNTS = (0.12, 0.24, 0.30, 0.22, 0.12)  # p(n) for n = 1 … 5
-SIDES = np.array([0.95, 1.25, 0.72, 1.10, 1.35, 1.20, 0.75, 0.80, 1.05, 0.90])  # sqrt(area) relative to base
-ASPECTS = np.array([0.45, 0.75, 1.35, 1.90, 1.05, 0.95, 1.20, 0.38, 1.50, 0.75])  # width / height
-SIDE_SIGMA = 0.16
-ASPECT_SIGMA = 0.12
+SIDES = np.array([0.95, 1.20, 0.75, 1.10, 1.25, 1.15, 0.80, 0.85, 1.05, 0.90])  # sqrt(area) relative to base
+ASPECTS = np.array([0.50, 0.75, 1.25, 1.60, 1.00, 0.90, 1.05, 0.48, 1.35, 0.75])  # width / height
+SIDE_SIGMA = 0.20  # wide enough that box and size of one class often fit another
+ASPECT_SIGMA = 0.20
 
 
 @dataclass(frozen=True)
@@ -194,20 +194,25 @@ def draw_classes(rng: np.random.Generator) -> tuple[int, list[int], list[int]]:
 
 
 def class_probabilities(scene: int, objects: Sequence[SceneObject], index: int) -> dict[str, np.ndarray]:
-    """p(class of object ``index`` | the rest), exactly, for three kinds of "rest"; each (C,), summing to 1.
+    """p(class of object ``index`` | the rest), exactly, for four kinds of "rest"; each (C,), summing to 1.
 
     - ``given_scene``: the scene type and the classes of the other objects.
     - ``given_objects``: the classes of the other objects, the scene type being unknown.
-    - ``given_scene_and_box``: as ``given_scene``, and the object's zone and whole box. What can be seen of an
-      image whose object is masked by its box tells no more than this about the class.
+    - ``given_scene_and_zone``: as ``given_scene``, and where the object stands.
+    - ``given_scene_and_box``: as before, and the object's whole box. What can be seen of an image whose
+      object is masked by its box tells no more than this about the class.
     """
     others = [o.label for i, o in enumerate(objects) if i != index]
     joint = np.stack([SCENES[z].prior * _weigh_themes(SCENES[z], others) for z in range(len(SCENES))])
     given_scene = joint[scene]
-    with_box = given_scene * np.exp(_log_box_likelihood(SCENES[scene], objects[index]))
+    with_zone = given_scene * SCENES[scene].zone_weights[:, objects[index].zone]
+    # A shift of all logarithms alike, so that the classes that can stand here do not all underflow.
+    fit = _log_box_fit(objects[index])
+    with_box = with_zone * np.exp(fit - fit[with_zone > 0].max())
     return {
         "given_scene": given_scene / given_scene.sum(),
         "given_objects": joint.sum(axis=0) / joint.sum(),
+        "given_scene_and_zone": with_zone / with_zone.sum(),
         "given_scene_and_box": with_box / with_box.sum(),
     }
 
@@ -218,19 +223,14 @@ def _weigh_themes(kind: SceneType, others: Sequence[int]) -> np.ndarray:
     return evidence @ kind.class_weights
 
 
-def _log_box_likelihood(kind: SceneType, thing: SceneObject) -> np.ndarray:
-    """log p(zone, side, aspect | class), up to a constant that all classes share, (C,)."""
+def _log_box_fit(thing: SceneObject) -> np.ndarray:
+    """log p(side, aspect | class), up to a constant that all classes share, (C,)."""
     x1, y1, x2, y2 = thing.box
     log_side = math.log((x2 - x1) * (y2 - y1)) / 2 - math.log(thing.base)
     log_aspect = math.log((x2 - x1) / (y2 - y1))
     side = ((log_side - np.log(SIDES)) / SIDE_SIGMA) ** 2
     aspect = ((log_aspect - np.log(ASPECTS)) / ASPECT_SIGMA) ** 2
-    zone = kind.zone_weights[:, thing.zone]
-    penalty = side + aspect
-    # Classes that cannot stand here must not set the scale, or all the others could underflow.
-    penalty = penalty - penalty[zone > 0].min()
-    with np.errstate(divide="ignore"):
-        return np.log(zone) - penalty / 2
+    return -(side + aspect) / 2
 
 
 def class_frequencies() -> np.ndarray:
