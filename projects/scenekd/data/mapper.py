@@ -1,0 +1,194 @@
+"""From a record to what the network is told: read, choose sources, augment, make tensors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import BadRecordError
+from ..sample import Sample, SourceWeights, Target
+from ..sampling import draw_rng, record_index
+from .images import read_image
+from .policy import GROUND_TRUTH, SourcePolicy, build_policy
+from .records import Dataset, Record
+from .soft import check_target, convert_soft, sample_soft
+from .transforms import Transform, build_transforms, identity_coordinates
+
+logger = logging.getLogger(__name__)
+
+
+class Mapper:
+    """Maps a draw (training) or a record (testing) to an image and its target.
+
+    Args:
+        dataset: the records.
+        train: indices are global draw indices: the record and the augmentation follow from (SEED, index).
+            Otherwise they are record indices, and the image is only resized.
+        teachers: a store for each task that the policy takes from a teacher.
+        policy: by default built from ``cfg.DISTILL`` in training; ground truth alone in testing.
+        soft_size: (h, w) at which the soft target is sampled; by default the network input's size.
+        transforms: instead of those of ``cfg.INPUT``.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        cfg: Any,
+        *,
+        train: bool,
+        teachers: Mapping[str, Any] | None = None,
+        policy: SourcePolicy | None = None,
+        soft_size: tuple[int, int] | None = None,
+        transforms: Transform | None = None,
+    ) -> None:
+        self.dataset, self.train, self.seed, self.soft_size = dataset, train, cfg.SEED, soft_size
+        self.teachers = dict(teachers or {})
+        if policy is None:
+            policy = build_policy(cfg, dataset.image_ids, self.teachers) if train else GROUND_TRUTH
+        self.policy = policy
+        self.transforms = transforms or build_transforms(cfg, train)
+        self.skip_bad = cfg.DATASETS.ON_ERROR == "skip"
+        self.min_score = cfg.DISTILL.DETECTION.MIN_SCORE
+        self.use_confidence = cfg.DISTILL.DETECTION.USE_CONFIDENCE
+        self.soft_target = cfg.DISTILL.SEGMENTATION.TARGET
+        self.background = cfg.TEACHER.SEGMENTATION.BACKGROUND
+        self.skipped: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __call__(self, index: int) -> tuple[Tensor, Target]:
+        """(3, h, w) uint8 RGB and its target.
+
+        Raises:
+            BadRecordError: the image is unusable; with ``ON_ERROR: skip`` only if all are.
+        """
+        sample = self.sample(index)
+        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        return image, self._target(sample)
+
+    def sample(self, index: int) -> Sample:
+        """The augmented sample of a draw, before it becomes tensors."""
+        start = record_index(self.seed, index, len(self)) if self.train else index
+        for step in range(len(self)):
+            # an unusable image gives way to the next one of the list, whatever the worker
+            record = self.dataset.records[(start + step) % len(self)]
+            try:
+                sample = self._read(record, index)
+            except BadRecordError as error:
+                if not self.skip_bad:
+                    raise
+                self._note(record, error)
+                continue
+            return self.transforms(sample, draw_rng(self.seed, index))
+        raise BadRecordError(f"{self.dataset.name}: none of its {len(self)} images can be read")
+
+    def _note(self, record: Record, error: BadRecordError) -> None:
+        if record.image_id not in self.skipped:
+            self.skipped.add(record.image_id)
+            logger.warning("skipped (%d so far): %s", len(self.skipped), error)
+
+    def _read(self, record: Record, index: int) -> Sample:
+        image = read_image(record)
+        height, width = image.shape[:2]
+        if record.height is not None and (record.height, record.width) != (height, width):
+            raise BadRecordError(
+                f"{record.file_name}: the image is {width}×{height}, its annotation says "
+                f"{record.width}×{record.height}; mend one of them"
+            )
+        has_teacher = {task: record.image_id in store for task, store in self.teachers.items()}
+        weights = self.policy.weights(
+            record.image_id,
+            index,
+            has_boxes=record.has_boxes,
+            has_sem_seg=record.has_sem_seg,
+            has_teacher_boxes=has_teacher.get("detection", False),
+            has_soft=has_teacher.get("segmentation", False),
+        )
+        sample = Sample(
+            image=image,
+            image_id=record.image_id,
+            has_boxes=record.has_boxes,
+            has_sem_seg=record.has_sem_seg,
+            has_teacher_boxes=has_teacher.get("detection", False),
+            weights=weights,
+            file_name=record.file_name,
+        )
+        for name, array in self._boxes(record, weights).items():
+            setattr(sample, name, array)
+        if weights.segmentation_gt > 0:
+            sample.sem_seg = self.dataset.read_sem_seg(record, (height, width))
+        if weights.segmentation_teacher > 0:
+            sample.soft_seg = self.teachers["segmentation"].get_segmentation(record.image_id)
+            check_target(sample.soft_seg.form, self.soft_target, self.background)
+        return sample
+
+    def _boxes(self, record: Record, weights: SourceWeights) -> dict[str, np.ndarray]:
+        """Boxes of the sources that count; one that does not must not steer the crop either."""
+        parts: list[tuple[np.ndarray, ...]] = [_NO_BOXES]
+        if weights.detection_gt > 0 and record.boxes is not None:
+            keep = ~record.crowd if record.crowd is not None else np.ones(len(record.boxes), bool)
+            boxes, labels = record.boxes[keep], _given(record.labels)[keep]
+            ones, none = np.ones(len(boxes), np.float32), np.zeros(len(boxes), bool)
+            parts.append((boxes, labels, ones, none, _given(record.difficult)[keep]))
+        if weights.detection_teacher > 0:
+            boxes, labels, scores = self.teachers["detection"].get_detections(record.image_id)
+            keep = scores >= self.min_score
+            boxes, labels, scores = boxes[keep], labels[keep], scores[keep]
+            if not self.use_confidence:
+                scores = np.ones_like(scores)
+            parts.append((boxes, labels, scores, np.ones(len(boxes), bool), np.zeros(len(boxes), bool)))
+        names = ("boxes", "labels", "confidences", "from_teacher", "difficult")
+        return {name: np.concatenate(columns) for name, columns in zip(names, zip(*parts))}
+
+    def _target(self, sample: Sample) -> Target:
+        soft_seg = soft_valid = None
+        if sample.soft_seg is not None:
+            size = sample.image.shape[:2]
+            field = sample.coordinates if sample.coordinates is not None else identity_coordinates(*size)
+            values, valid = sample_soft(sample.soft_seg, field, self.soft_size, self.background)
+            soft_seg = torch.from_numpy(convert_soft(values, sample.soft_seg.form, self.soft_target))
+            soft_valid = torch.from_numpy(valid)
+        return Target(
+            image_id=sample.image_id,
+            boxes=torch.from_numpy(sample.boxes),
+            labels=torch.from_numpy(sample.labels),
+            confidences=torch.from_numpy(sample.confidences),
+            from_teacher=torch.from_numpy(sample.from_teacher),
+            difficult=torch.from_numpy(sample.difficult),
+            sem_seg=None if sample.sem_seg is None else torch.from_numpy(sample.sem_seg).long(),
+            soft_seg=soft_seg,
+            soft_valid=soft_valid,
+            has_boxes=sample.has_boxes,
+            has_sem_seg=sample.has_sem_seg,
+            has_teacher_boxes=sample.has_teacher_boxes,
+            weights=sample.weights,
+            height=sample.height,
+            width=sample.width,
+            file_name=sample.file_name,
+        )
+
+
+_NO_BOXES = (
+    np.zeros((0, 4), np.float32),
+    np.zeros(0, np.int64),
+    np.zeros(0, np.float32),
+    np.zeros(0, bool),
+    np.zeros(0, bool),
+)
+
+
+def _given(array: np.ndarray | None) -> np.ndarray:
+    if array is None:
+        raise ValueError("a record with boxes needs labels and difficult flags")
+    return array
+
+
+def collate(batch: Sequence[tuple[Tensor, Target]]) -> tuple[Tensor, list[Target]]:
+    """(B, 3, H, W) float32 RGB 0…255 and the targets."""
+    return torch.stack([image for image, _ in batch]).float(), [target for _, target in batch]

@@ -1,0 +1,312 @@
+"""Augmentation as BlitzNet does it, each choice drawn per image from the generator that is passed in.
+
+Every transform is ``t(sample, rng) -> Sample`` and moves image, boxes, mask and coordinate field together.
+Those that only choose a window of the image (see :mod:`scenekd.data.geometry`) can be drawn in one go, by
+``Windows``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+
+from ..errors import UserError
+from ..registry import register
+from ..sample import IGNORE_INDEX, Sample
+from .geometry import MEAN_COLOUR, Frame, identity_coordinates, move_coordinates
+from .photometric import Photometric
+
+__all__ = [
+    "Compose",
+    "DropSmallBoxes",
+    "Flip",
+    "IoUCrop",
+    "Photometric",
+    "Resize",
+    "Rotate",
+    "Transform",
+    "Windows",
+    "ZoomOut",
+    "build_transforms",
+    "identity_coordinates",
+    "move_coordinates",
+]
+
+
+class Transform(Protocol):
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample: ...
+
+
+@register("transform", "SceneKDCompose")
+class Compose:
+    """Transforms in a row."""
+
+    def __init__(self, transforms: Sequence[Transform]) -> None:
+        self.transforms = list(transforms)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        for transform in self.transforms:
+            sample = transform(sample, rng)
+        return sample
+
+
+class _Window:
+    """A transform that only changes the frame."""
+
+    def propose(self, frame: Frame, rng: np.random.Generator) -> None:
+        raise NotImplementedError
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        frame = Frame.of(sample)
+        self.propose(frame, rng)
+        return frame.render(sample)
+
+
+class Windows(_Window):
+    """Window transforms in a row, drawn once at the end. ``Flip`` and ``Resize`` come after the others.
+
+    The draws are those of the transforms one after another; the pixels differ in rounding only.
+    """
+
+    def __init__(self, steps: Sequence[_Window]) -> None:
+        self.steps = list(steps)
+
+    def propose(self, frame: Frame, rng: np.random.Generator) -> None:
+        for step in self.steps:
+            step.propose(frame, rng)
+
+
+class ZoomOut(_Window):
+    """Put the image at a random place of a larger canvas of the mean colour.
+
+    Args:
+        prob: chance for each image.
+        min_factor, max_factor: the canvas is U(min, max) times as high and as wide.
+        fill_seg: mask value of the canvas.
+        per_run_seed: toss the coin once, for all images, from this seed (as the thesis's code does).
+    """
+
+    def __init__(
+        self,
+        prob: float = 0.5,
+        *,
+        min_factor: float = 1.05,
+        max_factor: float = 4.0,
+        fill_seg: int = IGNORE_INDEX,
+        per_run_seed: int | None = None,
+    ) -> None:
+        if not 1.0 <= min_factor <= max_factor:
+            raise ValueError(f"factors must be 1 ≤ min ≤ max, got {min_factor} and {max_factor}")
+        self.prob, self.factors, self.fill_seg = prob, (min_factor, max_factor), fill_seg
+        if per_run_seed is not None:
+            self.prob = float(np.random.default_rng(per_run_seed).random() < prob)
+
+    def propose(self, frame: Frame, rng: np.random.Generator) -> None:
+        if rng.random() >= self.prob:
+            return
+        factor = rng.uniform(*self.factors)
+        right, down = rng.random(2)
+        height, width = frame.y1 - frame.y0, frame.x1 - frame.x0
+        new_height, new_width = round(height * factor), round(width * factor)
+        frame.x0 -= int(right * (new_width - width + 1))
+        frame.y0 -= int(down * (new_height - height + 1))
+        frame.x1, frame.y1 = frame.x0 + new_width, frame.y0 + new_height
+        frame.fill_seg = self.fill_seg
+
+
+class IoUCrop(_Window):
+    """SSD's crop: a random window that overlaps an object by at least a random IoU (or the whole image).
+
+    The choices are the whole image, and each of ``min_overlaps``; a window must hold the centre of a box whose
+    IoU with it reaches the minimum. After ``tries`` windows that fail, the image stays whole. Boxes whose
+    centre is outside are dropped, the others clipped. In an image without boxes the image itself (as against
+    the zoom-out's canvas) is the object.
+
+    Args:
+        area: range of the window's share of the area. aspect: range of width over height, drawn evenly in its
+            logarithm.
+    """
+
+    def __init__(
+        self,
+        prob: float = 1.0,
+        *,
+        min_overlaps: Sequence[float] = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9),
+        area: tuple[float, float] = (0.3, 1.0),
+        aspect: tuple[float, float] = (0.5, 2.0),
+        tries: int = 50,
+    ) -> None:
+        self.prob, self.min_overlaps, self.tries = prob, tuple(min_overlaps), tries
+        self.area, self.log_aspect = area, (math.log(aspect[0]), math.log(aspect[1]))
+
+    def propose(self, frame: Frame, rng: np.random.Generator) -> None:
+        if rng.random() >= self.prob:
+            return
+        choice = int(rng.integers(len(self.min_overlaps) + 1))
+        if choice == len(self.min_overlaps):
+            return
+        windows = self._draw(frame, rng)
+        boxes = frame.boxes[frame.keep] if frame.keep.any() else frame.picture[None]
+        good = _centres_inside(windows, boxes) & (_iou(windows, boxes) >= self.min_overlaps[choice])
+        found = np.flatnonzero(good.any(axis=1))
+        if not len(found):
+            return
+        window = windows[found[0]]
+        frame.keep &= _centres_inside(window[None], frame.boxes)[0]
+        frame.x0, frame.y0, frame.x1, frame.y1 = (int(value) for value in window)
+
+    def _draw(self, frame: Frame, rng: np.random.Generator) -> np.ndarray:
+        """All the tries at once, (T, 4) whole pixels; those that do not fit the frame are left out."""
+        height, width = frame.y1 - frame.y0, frame.x1 - frame.x0
+        area = rng.uniform(*self.area, self.tries) * height * width
+        aspect = np.exp(rng.uniform(*self.log_aspect, self.tries))
+        right, down = rng.random((2, self.tries))
+        w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        fits = (w <= width) & (h <= height) & (w >= 1) & (h >= 1)
+        x0 = frame.x0 + np.floor(right * (width - w + 1))
+        y0 = frame.y0 + np.floor(down * (height - h + 1))
+        return np.stack([x0, y0, x0 + w, y0 + h], axis=1)[fits]
+
+
+def _centres_inside(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    x0, y0, x1, y1 = (side[:, None] for side in windows.T)
+    return (x > x0) & (x < x1) & (y > y0) & (y < y1)
+
+
+def _iou(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    low = np.maximum(windows[:, None, :2], boxes[:, :2])
+    high = np.minimum(windows[:, None, 2:], boxes[:, 2:])
+    both = np.clip(high - low, 0, None).prod(axis=2)
+    areas = [(b[:, 2:] - b[:, :2]).prod(axis=1) for b in (windows, boxes)]
+    return both / np.maximum(areas[0][:, None] + areas[1] - both, 1e-9)
+
+
+class Flip(_Window):
+    """Mirror left to right with probability ``prob``."""
+
+    def __init__(self, prob: float = 0.5) -> None:
+        self.prob = prob
+
+    def propose(self, frame: Frame, rng: np.random.Generator) -> None:
+        frame.flip ^= bool(rng.random() < self.prob)
+
+
+class Resize(_Window):
+    """Resize to (height, width): the image by area averages where both sides shrink, else bilinearly; the
+    mask to the nearest pixel."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.size = (height, width)
+
+    def propose(self, frame: Frame, rng: np.random.Generator) -> None:
+        frame.size = self.size
+
+
+class DropSmallBoxes:
+    """Drop boxes with a side under ``min_side`` pixels."""
+
+    def __init__(self, min_side: float = 2.0) -> None:
+        self.min_side = min_side
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        keep = ((sample.boxes[:, 2:] - sample.boxes[:, :2]) >= self.min_side).all(axis=1)
+        return sample if keep.all() else sample.select(keep)
+
+
+class Rotate:
+    """Rotate about the image's centre by U(−degrees, degrees); the size stays, corners show the mean colour.
+
+    A box becomes the box around its rotated corners, clipped; one whose centre leaves the image is dropped.
+    """
+
+    def __init__(self, degrees: float, prob: float = 1.0, *, fill_seg: int = IGNORE_INDEX) -> None:
+        self.degrees, self.prob, self.fill_seg = degrees, prob, fill_seg
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if rng.random() >= self.prob:
+            return sample
+        height, width = sample.image.shape[:2]
+        # OpenCV's pixel (0, 0) is the first pixel's centre, so the image's centre is half a pixel less.
+        centre = ((width - 1) / 2, (height - 1) / 2)
+        matrix = cv2.getRotationMatrix2D(centre, float(rng.uniform(-self.degrees, self.degrees)), 1.0)
+        inverse = cv2.invertAffineTransform(matrix)
+        field = sample.coordinates
+        if field is None:
+            field = identity_coordinates(height, width)
+        sem_seg = sample.sem_seg
+        if sem_seg is not None:
+            sem_seg = _warp(sem_seg, matrix, cv2.INTER_NEAREST, (self.fill_seg,))
+        boxes, keep = _rotate_boxes(sample.boxes, matrix, height, width)
+        return dataclasses.replace(
+            sample,
+            image=_warp(sample.image, matrix, cv2.INTER_LINEAR, MEAN_COLOUR),
+            boxes=boxes,
+            sem_seg=sem_seg,
+            coordinates=_rotate_field(field, inverse),
+        ).select(keep)
+
+
+def _warp(image: np.ndarray, matrix: np.ndarray, how: int, fill: tuple[int, ...]) -> np.ndarray:
+    height, width = image.shape[:2]
+    return cv2.warpAffine(
+        image, matrix, (width, height), flags=how, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
+    )
+
+
+def _rotate_boxes(
+    boxes: np.ndarray, matrix: np.ndarray, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(boxes around the rotated corners, which of them keep their centre in the image)."""
+    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) - 0.5  # box corners to OpenCV's pixels
+    moved = corners @ matrix[:, :2].T + matrix[:, 2] + 0.5
+    around = np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
+    keep = _centres_inside(np.asarray([[0, 0, width, height]], np.float32), around)[0]
+    return np.clip(around, 0, [width, height, width, height]).astype(np.float32), keep
+
+
+def _rotate_field(field: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """The field at the rotated pixels, continued linearly; ours are all affine, so three corners tell it."""
+    height, width = field.shape[:2]
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    source = np.stack([x, y], axis=2) @ inverse[:, :2].T + inverse[:, 2]
+    origin = field[0, 0].astype(np.float64)
+    across = (field[0, -1] - origin) / max(width - 1, 1)
+    down = (field[-1, 0] - origin) / max(height - 1, 1)
+    return (origin + source[..., :1] * across + source[..., 1:] * down).astype(np.float32)
+
+
+def build_transforms(cfg: Any, train: bool) -> Compose:
+    """From ``cfg.INPUT``: the whole augmentation in training, the resize alone in testing.
+
+    Raises:
+        UserError: a value out of its range.
+    """
+    inp = cfg.INPUT
+    resize = Resize(inp.SIZE, inp.SIZE)
+    if not train:
+        return Compose([resize])
+    for key in ("ZOOM_OUT_PROB", "CROP_PROB", "FLIP_PROB"):
+        if not 0.0 <= inp[key] <= 1.0:
+            raise UserError(f"INPUT.{key}: {inp[key]} is no probability")
+    if inp.ZOOM_OUT_MAX < 1.05:
+        raise UserError(f"INPUT.ZOOM_OUT_MAX: {inp.ZOOM_OUT_MAX} is below 1.05; set ZOOM_OUT_PROB 0 for none")
+    if inp.ZOOM_OUT_FILL_SEG not in (0, IGNORE_INDEX):
+        raise UserError(f"INPUT.ZOOM_OUT_FILL_SEG: {inp.ZOOM_OUT_FILL_SEG} is neither 0 nor 255")
+    zoom_out = ZoomOut(
+        inp.ZOOM_OUT_PROB,
+        max_factor=inp.ZOOM_OUT_MAX,
+        fill_seg=inp.ZOOM_OUT_FILL_SEG,
+        per_run_seed=cfg.SEED if inp.ZOOM_OUT_PER_RUN else None,
+    )
+    steps: list[Transform] = [Photometric()] if inp.PHOTOMETRIC else []
+    steps += [
+        Windows([zoom_out, IoUCrop(inp.CROP_PROB), Flip(inp.FLIP_PROB), resize]),
+        DropSmallBoxes(inp.MIN_BOX_SIDE),
+    ]
+    return Compose(steps)
