@@ -13,6 +13,7 @@ at. Both ways take the same float32 IoU of the pairs they look at, so the result
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +22,14 @@ from torch import Tensor
 from .anchor_grid import AnchorGrid, Planes
 from .boxes import check_boxes, paired_iou
 
-__all__ = ["AnchorGrid", "AnchorMatch", "match_anchors"]
+__all__ = ["AnchorGrid", "AnchorMatch", "match_anchors", "match_batch"]
 
 # Relative margin on the overlap that a candidate needs; the rounding of a float32 IoU is far below.
 IOU_MARGIN = 1e-4
 # Pairs of box and anchor looked at in one go without a grid: 1 MiB for each intermediate tensor.
 DENSE_PAIRS = 1 << 18
+# Boxes looked at in one go with a grid: some 4 MiB in all.
+GRID_BOXES = 1024
 
 _INDEX_BITS = 32
 _INDEX_MASK = (1 << _INDEX_BITS) - 1
@@ -74,7 +77,6 @@ class AnchorMatch:
         return dense
 
 
-@torch.no_grad()
 def match_anchors(
     anchors: Tensor,
     boxes: Tensor,
@@ -97,20 +99,46 @@ def match_anchors(
     Raises:
         ValueError: an argument has a wrong shape or is outside its range, or the grid is another layout.
     """
-    _check(anchors, boxes, labels, confidences, iou_threshold)
-    anchors, boxes = anchors.float(), boxes.float()
+    return match_batch(anchors, [boxes], [labels], [confidences], iou_threshold=iou_threshold, grid=grid)[0]
+
+
+@torch.no_grad()
+def match_batch(
+    anchors: Tensor,
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    confidences: Sequence[Tensor],
+    *,
+    iou_threshold: float = 0.5,
+    grid: AnchorGrid | None = None,
+) -> list[AnchorMatch]:
+    """:func:`match_anchors` of several images, with the same anchors, in one go."""
+    if not len(boxes):
+        return []
+    for one in zip(boxes, labels, confidences, strict=True):
+        _check_shapes(*one)
+    sizes = [len(own) for own in boxes]
+    anchors, all_boxes = anchors.float(), torch.cat(list(boxes)).float()
+    all_labels, all_confidences = torch.cat(list(labels)).long(), torch.cat(list(confidences)).float()
+    _check_values(anchors, all_boxes, all_labels, all_confidences, iou_threshold)
+
     if grid is not None:
         grid.check_describes(anchors)
-        candidates = _grid_candidates(anchors, boxes, iou_threshold, grid)
+        box, anchor, iou = _grid_candidates(anchors, all_boxes, iou_threshold, grid)
     else:
-        candidates = _dense_candidates(anchors, boxes, iou_threshold)
-    anchor, box = _resolve(candidates, len(anchors), len(boxes), iou_threshold)
-    return AnchorMatch(len(anchors), anchor, box, labels.long()[box], confidences.float()[box])
+        box, anchor, iou = _dense_candidates(anchors, all_boxes, iou_threshold)
+    num_images, num_anchors = len(boxes), len(anchors)
+    first = torch.tensor([0, *sizes[:-1]], device=anchors.device).cumsum(0)
+    image = torch.arange(num_images, device=anchors.device).repeat_interleave(
+        torch.tensor(sizes, device=anchors.device)
+    )
+    slot, box = _resolve((box, anchor + image[box] * num_anchors, iou), len(all_boxes), iou_threshold)
+    count = image[box].bincount(minlength=num_images).tolist()
+    columns = (slot % num_anchors, box - first[image[box]], all_labels[box], all_confidences[box])
+    return [AnchorMatch(num_anchors, *own) for own in zip(*(column.split(count) for column in columns))]
 
 
-def _resolve(
-    candidates: Candidates, num_anchors: int, num_boxes: int, threshold: float
-) -> tuple[Tensor, Tensor]:
+def _resolve(candidates: Candidates, num_boxes: int, threshold: float) -> tuple[Tensor, Tensor]:
     """The positive anchors, ascending, and their boxes.
 
     The bits of a non-negative float32 sort like its value. With an index, counted backwards, in the lower
@@ -124,25 +152,35 @@ def _resolve(
     forced_anchor = _INDEX_MASK - (best[forced_box] & _INDEX_MASK)
 
     enough = iou >= threshold
-    key = torch.cat(
-        [(bits | (_INDEX_MASK - box))[enough], (_FORCED << _INDEX_BITS) | (_INDEX_MASK - forced_box)]
-    )
-    winner = bits.new_zeros(num_anchors).scatter_reduce_(
-        0, torch.cat([anchor[enough], forced_anchor]), key, "amax"
-    )
-    positive = winner.nonzero().squeeze(1)
-    return positive, _INDEX_MASK - (winner[positive] & _INDEX_MASK)
+    forced_key = (_FORCED << _INDEX_BITS) | (_INDEX_MASK - forced_box)
+    key = torch.cat([(bits | (_INDEX_MASK - box))[enough], forced_key])
+    positive, place = torch.cat([anchor[enough], forced_anchor]).unique(return_inverse=True)
+    winner = key.new_zeros(len(positive)).scatter_reduce_(0, place, key, "amax")
+    return positive, _INDEX_MASK - (winner & _INDEX_MASK)
 
 
 def _dense_candidates(anchors: Tensor, boxes: Tensor, threshold: float) -> Candidates:
     """Pairs that reach the threshold or are the box's best in their chunk of anchors; IoU > 0."""
-    found: list[Candidates] = []
+    found = []
     step = max(1, DENSE_PAIRS // max(1, len(boxes)))
     for start in range(0, len(anchors) if len(boxes) else 0, step):
         iou = paired_iou(boxes[:, None], anchors[None, start : start + step])
         needed = iou.amax(dim=1, keepdim=True).clamp_(max=threshold)
         box, anchor = ((iou >= needed) & (iou > 0)).nonzero().unbind(1)
         found.append((box, anchor + start, iou[box, anchor]))
+    return _together(found, boxes)
+
+
+def _grid_candidates(anchors: Tensor, boxes: Tensor, threshold: float, grid: AnchorGrid) -> Candidates:
+    """Pairs that reach the threshold or are the box's best, and few others; IoU > 0."""
+    found = []
+    for start in range(0, len(boxes), GRID_BOXES):
+        box, anchor, iou = _neighbours(anchors, boxes[start : start + GRID_BOXES], threshold, grid)
+        found.append((box + start, anchor, iou))
+    return _together(found, boxes)
+
+
+def _together(found: list[Candidates], boxes: Tensor) -> Candidates:
     if not found:
         none = torch.zeros(0, dtype=torch.int64, device=boxes.device)
         return none, none, boxes.new_zeros(0)
@@ -150,8 +188,8 @@ def _dense_candidates(anchors: Tensor, boxes: Tensor, threshold: float) -> Candi
     return box, anchor, iou
 
 
-def _grid_candidates(anchors: Tensor, boxes: Tensor, threshold: float, grid: AnchorGrid) -> Candidates:
-    """All pairs that reach the threshold or are the box's best, and few others; IoU > 0."""
+def _neighbours(anchors: Tensor, boxes: Tensor, threshold: float, grid: AnchorGrid) -> Candidates:
+    """The candidates of some boxes: the cells around each box that can reach the overlap that counts."""
     planes = grid.planes(anchors.device)
     # A box without area overlaps nothing; without it no width below is zero.
     with_area = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) > 0).nonzero().squeeze(1)
@@ -215,8 +253,7 @@ def _enumerate(counts: Tensor) -> tuple[Tensor, Tensor]:
     return entry.repeat_interleave(counts), item
 
 
-def _check(anchors: Tensor, boxes: Tensor, labels: Tensor, confidences: Tensor, iou_threshold: float) -> None:
-    check_boxes(anchors, "anchors")
+def _check_shapes(boxes: Tensor, labels: Tensor, confidences: Tensor) -> None:
     check_boxes(boxes, "boxes")
     if labels.shape != boxes.shape[:1] or confidences.shape != boxes.shape[:1]:
         raise ValueError(
@@ -224,10 +261,14 @@ def _check(anchors: Tensor, boxes: Tensor, labels: Tensor, confidences: Tensor, 
         )
     if labels.is_floating_point() or not confidences.is_floating_point():
         raise ValueError("labels must be integers and confidences floating-point")
+
+
+def _check_values(
+    anchors: Tensor, boxes: Tensor, labels: Tensor, confidences: Tensor, iou_threshold: float
+) -> None:
+    check_boxes(anchors, "anchors")
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be in (0, 1], got {iou_threshold}")
-    if not len(boxes):
-        return
     in_order = (boxes[:, 2:] >= boxes[:, :2]).all() & boxes.isfinite().all()
     if not in_order & (labels >= 0).all() & (confidences >= 0).all() & (confidences <= 1).all():
         raise ValueError("boxes must be finite with x1 ≤ x2, y1 ≤ y2, labels ≥ 0, confidences in 0…1")
