@@ -1,0 +1,163 @@
+"""From a teacher's classes to ours, by name.
+
+C: object classes; K = C + 1: dense classes, background first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UserError
+from ..sample import SoftSegmentation
+from .protocol import Detections
+
+BACKGROUND = "background"
+
+# Names of one class in different data sets (COCO's, PASCAL VOC's and common spellings), written without
+# spaces.
+_SYNONYMS = (
+    ("aeroplane", "airplane", "plane"),
+    ("bicycle", "bike"),
+    ("motorbike", "motorcycle"),
+    ("diningtable", "table"),
+    ("pottedplant", "houseplant"),
+    ("sofa", "couch"),
+    ("tvmonitor", "tv", "television"),
+    ("person", "people", "human"),
+    ("car", "automobile"),
+)
+_CANONICAL = {name: group[0] for group in _SYNONYMS for name in group}
+
+# A class that no class of the teacher stands for gets this log-probability (p = 1e-13) in a dense output.
+UNREACHED = -30.0
+
+
+def canonical(name: str) -> str:
+    """One spelling for all synonyms: lower case, without spaces, hyphens and underscores."""
+    plain = "".join(letter for letter in name.lower() if letter.isalnum())
+    return _CANONICAL.get(plain, plain)
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """Each class of the teacher stands for one of ours, or for background.
+
+    Attributes:
+        source, target: class names of the teacher and ours, without background.
+        index: for each class of the teacher the index of ours, −1 for background.
+    """
+
+    source: tuple[str, ...]
+    target: tuple[str, ...]
+    index: tuple[int, ...]
+
+    @property
+    def is_identity(self) -> bool:
+        return self.index == tuple(range(len(self.target)))
+
+    def as_dict(self) -> dict[str, str]:
+        """Teacher's name → our name, for the manifest."""
+        return {s: self.target[i] if i >= 0 else BACKGROUND for s, i in zip(self.source, self.index)}
+
+    def detections(self, detections: Detections) -> Detections:
+        """The boxes in our classes; those that stand for background are dropped."""
+        if len(detections.labels) and not 0 <= detections.labels.min() <= detections.labels.max() < len(
+            self.source
+        ):
+            raise ValueError(f"a label lies outside the teacher's {len(self.source)} classes")
+        labels = np.asarray(self.index, np.int64)[detections.labels]
+        keep = labels >= 0
+        return Detections(detections.boxes[keep], labels[keep], detections.scores[keep])
+
+    def segmentation(self, soft: SoftSegmentation) -> SoftSegmentation:
+        """The dense output in our classes.
+
+        Several classes that stand for one are joined: logits by their log-sum-exp (so that the probability is
+        the sum), probabilities by their sum, scores by their maximum. Scores of classes that stand for
+        background are dropped: a sparse score says where an object is, not where none is.
+        """
+        if len(soft.values) != len(self.source) + 1:
+            raise ValueError(
+                f"{len(soft.values)} planes do not fit {len(self.source)} classes and background"
+            )
+        if self.is_identity:
+            return soft
+        plane = np.array([0, *(i + 1 for i in self.index)])
+        if soft.form == "scores":
+            plane[1:][np.asarray(self.index) < 0] = -1
+        out = np.empty((len(self.target) + 1, *soft.values.shape[1:]), np.float32)
+        level = _log_sum_exp(soft.values) if soft.form == "logits" else 0.0
+        for k in range(len(out)):
+            members = soft.values[plane == k]
+            if soft.form == "logits":
+                out[k] = _log_sum_exp(members) if len(members) else level + UNREACHED
+            else:
+                out[k] = members.sum(0) if soft.form == "probabilities" else members.max(0, initial=0)
+        return SoftSegmentation(out, soft.form)
+
+
+def build_class_map(
+    source: Sequence[str],
+    target: Sequence[str],
+    pairs: Iterable[Sequence[str]] = (),
+    *,
+    allow_unmapped: bool = False,
+    key: str = "TEACHER",
+) -> ClassMap:
+    """Match classes by name; ``pairs`` of (teacher's name, our name or "background") go first.
+
+    Args:
+        allow_unmapped: a teacher's class without a counterpart becomes background, and a class of ours that
+            the teacher does not know is accepted. Without it both are refused.
+        key: config node, for the error messages.
+
+    Raises:
+        UserError: the map is incomplete, or a pair names an unknown class.
+    """
+    own = {canonical(name): i for i, name in enumerate(target)}
+    stated = _stated(source, own, pairs, key)
+    index, unmapped = [], []
+    for name in source:
+        place = stated.get(canonical(name), own.get(canonical(name)))
+        if place is None:
+            unmapped.append(name)
+        index.append(-1 if place is None else place)
+    unreached = [name for i, name in enumerate(target) if i not in index]
+    if len(unreached) == len(target):
+        raise UserError(f"{key}.CLASSES: none of the teacher's classes is one of DATASETS.CLASSES")
+    for names, what in (
+        (unmapped, "of the teacher have no counterpart"),
+        (unreached, "have no teacher class"),
+    ):
+        if names and not allow_unmapped:
+            raise UserError(
+                f"{key}.CLASS_MAP: {len(names)} classes {what} ({', '.join(names[:5])}"
+                f"{', …' if len(names) > 5 else ''}); add pairs to {key}.CLASS_MAP "
+                f"or set {key}.ALLOW_UNMAPPED True"
+            )
+    return ClassMap(tuple(source), tuple(target), tuple(index))
+
+
+def _stated(
+    source: Sequence[str], own: dict[str, int], pairs: Iterable[Sequence[str]], key: str
+) -> dict[str, int]:
+    known = {canonical(name) for name in source}
+    stated: dict[str, int] = {}
+    for pair in pairs:
+        if isinstance(pair, str) or len(pair) != 2:
+            raise UserError(f"{key}.CLASS_MAP: {pair!r} is no pair (teacher's name, our name)")
+        theirs, ours = (canonical(str(name)) for name in pair)
+        if theirs not in known:
+            raise UserError(f"{key}.CLASS_MAP: the teacher has no class {pair[0]!r}")
+        if ours not in own and ours != BACKGROUND:
+            raise UserError(f"{key}.CLASS_MAP: {pair[1]!r} is neither in DATASETS.CLASSES nor background")
+        stated[theirs] = own.get(ours, -1)
+    return stated
+
+
+def _log_sum_exp(values: np.ndarray) -> np.ndarray:
+    top = values.max(0)
+    return top + np.log(np.exp(values - top).sum(0))
