@@ -17,6 +17,7 @@ import numpy as np
 
 from .arrays import to_numpy
 from .average_precision import PrecisionRecall
+from .image_records import ImageRecords
 from .matching_voc import Boxes, Matches, concatenate, match
 from .statistics import bootstrap_interval
 
@@ -110,8 +111,8 @@ def _flatten(name: str, images: Sequence[Mapping[str, Any]], num_classes: int) -
     return Boxes(np.repeat(np.arange(len(images)), lengths), flat_labels, flat_boxes)
 
 
-class DetectionRecords:
-    """What VOC AP needs of every image, keyed by image id; what counts once is counted once.
+class DetectionRecords(ImageRecords[Matches]):
+    """What VOC AP needs of every image.
 
     Args:
         classes: C names.
@@ -121,31 +122,15 @@ class DetectionRecords:
     def __init__(
         self, classes: Sequence[str], *, use_07_metric: bool = False, inclusive: bool = False
     ) -> None:
-        self.classes = tuple(classes)
+        super().__init__(classes)
         self.use_07_metric = use_07_metric
         self.inclusive = inclusive
-        self._records: dict[str, Matches] = {}
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __contains__(self, image_id: object) -> bool:
-        return image_id in self._records
 
     def add(self, image_id: str, prediction: Mapping[str, Any], target: Mapping[str, Any]) -> None:
         """Match one image (dicts as in :func:`voc_ap`); an image that is there already is left as it is."""
         if image_id not in self._records:
             matches = _match_lists([prediction], [target], len(self.classes), self.inclusive)
             self._records[image_id] = matches
-
-    def state(self) -> dict[str, Matches]:
-        """What another process's :meth:`merge` takes."""
-        return dict(self._records)
-
-    def merge(self, state: Mapping[str, Matches]) -> None:
-        """Take in the records of another process; images that are here already are dropped."""
-        for image_id, record in state.items():
-            self._records.setdefault(image_id, record)
 
     def summary(self, *, bootstrap: int = 0, seed: int = 0) -> dict[str, Any]:
         """Percentages; means are over the classes with countable ground truth, NaN where there is none.
@@ -157,9 +142,7 @@ class DetectionRecords:
             bootstrap: resamples of the images for the 95 % intervals ``mAP_interval``, ``AP50_interval`` and
                 ``AP-<name>_interval`` = [low, high]; 0: none.
         """
-        if not self._records:
-            raise ValueError("no image was recorded")
-        parts = [self._records[image_id] for image_id in sorted(self._records, key=str)]
+        parts = self._sorted()
         curve = PrecisionRecall(concatenate(parts), len(self.classes))
         per_class = 100 * curve.average_precision(IOU_THRESHOLDS, use_07_metric=self.use_07_metric)
         countable = curve.positives > 0

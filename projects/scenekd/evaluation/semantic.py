@@ -9,7 +9,7 @@ classes that occur in the labels. fwIoU weighs by the labels' frequency, so abse
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..sample import IGNORE_INDEX
 from .arrays import to_numpy
+from .image_records import ImageRecords
 from .statistics import bootstrap_interval
 
 # OpenCV returns float32 counts, exact up to 2²⁴ pixels in one cell.
@@ -134,8 +135,8 @@ def _defined_mean(values: np.ndarray) -> np.ndarray:
     return np.where(defined, values, 0.0).sum(-1) / defined.sum(-1)
 
 
-class SegmentationRecords:
-    """One confusion matrix per image, keyed by image id; what counts once is counted once.
+class SegmentationRecords(ImageRecords[tuple[np.ndarray, np.ndarray]]):
+    """One confusion matrix per image: the flat indices of its cells with a count, and their counts.
 
     Args:
         classes: K names, background first.
@@ -143,16 +144,8 @@ class SegmentationRecords:
     """
 
     def __init__(self, classes: Sequence[str], ignore_index: int | None = IGNORE_INDEX) -> None:
-        self.classes = tuple(classes)
+        super().__init__(classes)
         self.ignore_index = ignore_index
-        # image id → (cells with a count, as flat indices; their counts)
-        self._records: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __contains__(self, image_id: object) -> bool:
-        return image_id in self._records
 
     def add(self, image_id: str, pred: np.ndarray | Tensor, label: np.ndarray | Tensor) -> None:
         """Record one image; an image that is there already is left as it is."""
@@ -161,15 +154,6 @@ class SegmentationRecords:
         matrix = confusion_matrix(pred, label, len(self.classes), self.ignore_index).reshape(-1)
         cells = np.flatnonzero(matrix)
         self._records[image_id] = cells, matrix[cells]
-
-    def state(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """What another process's :meth:`merge` takes; it pickles small."""
-        return dict(self._records)
-
-    def merge(self, state: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-        """Take in the records of another process; images that are here already are dropped."""
-        for image_id, record in state.items():
-            self._records.setdefault(image_id, record)
 
     def matrix(self) -> np.ndarray:
         """(K, K) int64 [label, pred], summed over the images."""
@@ -187,8 +171,6 @@ class SegmentationRecords:
             bootstrap: resamples of the images for the 95 % intervals ``mIoU_interval`` and
                 ``IoU-<name>_interval`` = [low, high]; 0: none.
         """
-        if not self._records:
-            raise ValueError("no image was recorded")
         counts = self._class_counts()
         scores = segmentation_scores(*counts.sum(axis=1))
         result: dict[str, Any] = {
@@ -213,8 +195,7 @@ class SegmentationRecords:
         """(3, I, K) float64: intersection, labelled, predicted; images sorted, so that draws repeat."""
         size = len(self.classes)
         counts = np.zeros((3, len(self._records), size))
-        for i, image_id in enumerate(sorted(self._records, key=str)):
-            cells, values = self._records[image_id]
+        for i, (cells, values) in enumerate(self._sorted()):
             label, pred = np.divmod(cells, size)
             np.add.at(counts[0, i], label[label == pred], values[label == pred])
             np.add.at(counts[1, i], label, values)

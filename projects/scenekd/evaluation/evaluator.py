@@ -1,0 +1,199 @@
+"""One evaluation of one data set: predictions in, percentages out. Used by both engines and by the tools.
+
+Every image adds one record per task, keyed by its image id, so what a distributed sampler pads counts once.
+Images without ground truth of a task are no part of that task's numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from ..data.coco import find_json
+from ..data.records import Dataset
+from ..errors import UserError
+from ..sample import Prediction
+from .arrays import to_numpy
+from .coco_api import CocoRecords, CocoTruth
+from .detection import DetectionRecords
+from .image_records import ImageRecords
+from .semantic import SegmentationRecords
+
+TASKS = ("sem_seg", "bbox")
+BOX_METRICS = ("voc", "voc07", "coco")
+
+logger = logging.getLogger(__name__)
+
+State = dict[str, dict[str, Any]]
+
+
+class Evaluator:
+    """Scores predictions against the ground truth of ``dataset``.
+
+    Args:
+        dataset: its masks are read when their image is added.
+        tasks: of :data:`TASKS`; what nothing is predicted for is left out of the summary.
+        box_metric: ``voc`` (area), ``voc07`` (11 points), ``coco`` (pycocotools).
+        bootstrap: resamples of the images for 95 % intervals; 0: none.
+        seed: of the resamples.
+        coco_truth: for ``coco``; by default made of the records.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        *,
+        tasks: Sequence[str] = TASKS,
+        box_metric: str = "voc",
+        bootstrap: int = 0,
+        seed: int = 0,
+        coco_truth: CocoTruth | None = None,
+    ) -> None:
+        for task in tasks:
+            if task not in TASKS:
+                raise UserError(f"TEST.METRICS: {task!r} is none of {', '.join(TASKS)}")
+        if box_metric not in BOX_METRICS:
+            raise UserError(f"TEST.BOX_METRIC: {box_metric!r} is none of {', '.join(BOX_METRICS)}")
+        self.dataset = dataset
+        self.tasks = tuple(tasks)
+        self.box_metric = box_metric
+        self.bootstrap, self.seed = bootstrap, seed
+        self.coco_truth: CocoTruth | None = None
+        if box_metric == "coco" and "bbox" in tasks:
+            self.coco_truth = coco_truth or CocoTruth.from_records(dataset)
+        self._by_id = {record.image_id: record for record in dataset.records}
+        self.reset()
+
+    @classmethod
+    def from_config(cls, dataset: Dataset, cfg: CfgNode, tasks: Sequence[str] | None = None) -> Evaluator:
+        """From ``TEST`` and ``SEED``; with ``BOX_METRIC coco`` a COCO data set's own json is the truth."""
+        truth = None
+        if cfg.TEST.BOX_METRIC == "coco":
+            # Several data sets have several files with colliding ids: there the records are the truth.
+            path = find_json(dataset.name, cfg.DATASETS.ROOT)
+            truth = CocoTruth.from_json(path, dataset) if path is not None else None
+        return cls(
+            dataset,
+            tasks=cfg.TEST.METRICS if tasks is None else tasks,
+            box_metric=cfg.TEST.BOX_METRIC,
+            bootstrap=cfg.TEST.BOOTSTRAP,
+            seed=cfg.SEED,
+            coco_truth=truth,
+        )
+
+    def reset(self) -> None:
+        """Forget all records."""
+        classes = self.dataset.classes
+        self._masks = SegmentationRecords(("background", *classes))
+        self._boxes: DetectionRecords | CocoRecords = (
+            DetectionRecords(classes, use_07_metric=self.box_metric == "voc07")
+            if self.coco_truth is None
+            else CocoRecords(classes, self.coco_truth)
+        )
+        both: dict[str, ImageRecords[Any]] = {"sem_seg": self._masks, "bbox": self._boxes}
+        self._records = {task: both[task] for task in self.tasks}
+
+    def add(self, image_id: str, prediction: Prediction) -> None:
+        """Record one image from a prediction at the image's original size."""
+        logits = prediction.sem_seg
+        self.add_arrays(
+            image_id,
+            boxes=prediction.boxes,
+            labels=prediction.labels,
+            scores=prediction.scores,
+            sem_seg=None if logits is None else logits.argmax(0),
+        )
+
+    def add_arrays(
+        self,
+        image_id: str,
+        *,
+        boxes: np.ndarray | Tensor | None = None,
+        labels: np.ndarray | Tensor | None = None,
+        scores: np.ndarray | Tensor | None = None,
+        sem_seg: np.ndarray | Tensor | None = None,
+    ) -> None:
+        """Record one image; None where the task is not predicted.
+
+        Args:
+            boxes, labels, scores: (N, 4) xyxy pixels of the original image, (N,), (N,).
+            sem_seg: (H, W) class indices at the original size.
+
+        Raises:
+            ValueError: no such image in the data set.
+            UserError: a prediction of the wrong size, not finite, or with an unknown class.
+        """
+        record = self._by_id.get(image_id)
+        if record is None:
+            raise ValueError(f"the data set {self.dataset.name} has no image {image_id!r}")
+        try:
+            if boxes is not None and "bbox" in self.tasks and record.has_boxes:
+                prediction = {"boxes": boxes, "labels": labels, "scores": scores}
+                target = {"boxes": record.boxes, "labels": record.labels}
+                if record.difficult is not None:
+                    target["difficult"] = record.difficult
+                self._boxes.add(image_id, prediction, target)
+            if sem_seg is not None and "sem_seg" in self.tasks and record.has_sem_seg:
+                self._add_mask(image_id, to_numpy(sem_seg))
+        except ValueError as error:
+            raise UserError(f"prediction for image {image_id}: {error}") from None
+
+    def _add_mask(self, image_id: str, predicted: np.ndarray) -> None:
+        if image_id in self._masks:
+            return
+        truth = self.dataset.read_sem_seg(self._by_id[image_id])
+        if predicted.shape != truth.shape:
+            raise ValueError(
+                f"the map is {_size(predicted)}, the ground truth {_size(truth)} (height × width)"
+            )
+        self._masks.add(image_id, predicted, truth)
+
+    def state(self) -> State:
+        """The records of this process, for :meth:`merge` in another."""
+        return {task: records.state() for task, records in self._records.items()}
+
+    def merge(self, states: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+        """Take in the states of other processes (this one's may be among them)."""
+        for state in states:
+            for task, part in state.items():
+                self._records[task].merge(part)
+
+    def summarize(self) -> dict[str, dict[str, Any]]:
+        """``{"sem_seg": {...}, "bbox": {...}}`` in percent; see the ``summary`` of each task's records.
+
+        Raises:
+            UserError: images of the data set were not predicted.
+        """
+        result = {}
+        for task, records in self._records.items():
+            expected = [r.image_id for r in self.dataset.records if _has_truth(r, task)]
+            missing = [image_id for image_id in expected if image_id not in records]
+            if not expected:
+                logger.warning("%s: no image of %s has ground truth for it", task, self.dataset.name)
+            elif 0 < len(missing) < len(expected):
+                raise UserError(
+                    f"{task}: {len(missing)} of {len(expected)} images of {self.dataset.name} were not "
+                    f"predicted ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}); "
+                    "predict every image"
+                )
+            elif not missing:
+                result[task] = records.summary(bootstrap=self.bootstrap, seed=self.seed)
+        if not result:
+            raise UserError(
+                f"nothing to evaluate: no prediction for any of the {len(self.dataset.records)} images of "
+                f"{self.dataset.name} that have ground truth of {' or '.join(self.tasks)}"
+            )
+        return result
+
+
+def _has_truth(record: Any, task: str) -> bool:
+    return record.has_boxes if task == "bbox" else record.has_sem_seg
+
+
+def _size(mask: np.ndarray) -> str:
+    return " × ".join(map(str, mask.shape))
