@@ -112,11 +112,14 @@ def _hardest_negatives(
     ratio: float,
 ) -> Tensor:
     """Indices, in the flattened batch, of the unmatched anchors that look least like background."""
-    cross_entropy = logits.logsumexp(dim=1) - logits[:, -1]
+    wanted = int(ratio * len(positives))
+    if not wanted:
+        return positives[:0]
     absent = torch.tensor([match is None for match in matches], device=logits.device) | (weights == 0)
     candidate = (~absent).repeat_interleave(num_anchors)
     candidate[positives] = False
-    count = min(int(ratio * len(positives)), int(candidate.sum()))
+    cross_entropy = logits.logsumexp(dim=1) - logits[:, -1]
+    count = min(wanted, int(candidate.sum()))
     return cross_entropy.masked_fill(~candidate, -torch.inf).topk(count, sorted=False).indices
 
 
