@@ -1,0 +1,66 @@
+"""From network output to boxes: decode, threshold, NMS in each class, the best of all (SSD, ECCV 2016).
+
+C: classes, A: anchors, k: candidates a class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from scenekd.boxes import clip, decode
+
+
+@dataclass(frozen=True)
+class PostProcess:
+    """Turns one image's class logits and offsets into boxes.
+
+    Attributes:
+        score_threshold: boxes score strictly higher.
+        topk_pre_nms: the best boxes of each class that enter NMS.
+        nms_threshold: of two boxes of one class that overlap more, the lower score goes.
+        topk_per_class: the best boxes of each class after NMS.
+        topk: the best boxes of the image.
+    """
+
+    score_threshold: float = 0.01
+    topk_pre_nms: int = 400
+    nms_threshold: float = 0.45
+    topk_per_class: int = 50
+    topk: int = 200
+
+    @torch.no_grad()
+    def __call__(
+        self, class_logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes, labels and scores of one image, sorted by falling score.
+
+        Args:
+            class_logits: (A, C + 1), background last. offsets: (A, 4). anchors: (A, 4) xyxy pixels.
+            size: (height, width) of the network input; boxes are clipped to it.
+
+        Returns:
+            boxes (N, 4) float32 xyxy pixels, labels (N,) int64, scores (N,) float32 in 0…1; N may be 0.
+        """
+        probabilities = class_logits.float().softmax(dim=-1)[:, :-1].T  # (C, A)
+        scores, index = probabilities.topk(min(self.topk_pre_nms, len(anchors)), dim=1)  # (C, k)
+        keep = scores > self.score_threshold
+        labels = torch.arange(len(scores), device=scores.device)[:, None].expand_as(scores)[keep]
+        scores, index = scores[keep], index[keep]
+
+        boxes = clip(decode(offsets[index].float(), anchors[index]), *size)
+        inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # a box outside the image is clipped to nothing
+        boxes, labels, scores = boxes[inside], labels[inside], scores[inside]
+
+        kept = batched_nms(boxes, scores, labels, self.nms_threshold)  # sorted by falling score
+        kept = kept[_rank_in_class(labels[kept], len(probabilities)) < self.topk_per_class][: self.topk]
+        return boxes[kept], labels[kept], scores[kept]
+
+
+def _rank_in_class(labels: Tensor, num_classes: int) -> Tensor:
+    """(N,) how many earlier entries have the same label."""
+    same = torch.nn.functional.one_hot(labels, num_classes)
+    return same.cumsum(dim=0).gather(1, labels[:, None])[:, 0] - 1
