@@ -39,6 +39,21 @@ def move_coordinates(field: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndar
     return _along(_along(field, y, axis=0), x, axis=1)
 
 
+def hide_padding(field: np.ndarray, padding: np.ndarray) -> None:
+    """Make the field NaN, in place, where padding stands for a part of the image that was cut off earlier.
+
+    There the linear continuation falls inside [0, 1], though nothing of the image is shown. Elsewhere padding
+    is outside already, and keeping it linear lets later interpolation near the border stay exact.
+    """
+    field[padding & shown(field)] = np.nan
+
+
+def shown(field: np.ndarray) -> np.ndarray:
+    """(H, W) bool: where a field shows a part of the image, up to rounding of float32."""
+    inside: np.ndarray = np.all((field >= -1e-6) & (field <= 1 + 1e-6), axis=2)
+    return inside
+
+
 def _along(field: np.ndarray, position: np.ndarray, axis: int) -> np.ndarray:
     length = field.shape[axis]
     if length == 1:
@@ -94,6 +109,8 @@ class Frame:
             coordinates = _separable((x + 0.5) / width, (y + 0.5) / height)
         else:
             coordinates = move_coordinates(sample.coordinates, x, y)
+            padding = ((y < -0.5) | (y > height - 0.5))[:, None] | (x < -0.5) | (x > width - 0.5)
+            hide_padding(coordinates, padding)
         return dataclasses.replace(
             kept,
             image=_draw_image(sample.image, across, down),
@@ -108,8 +125,8 @@ class Frame:
 def _picture(sample: Sample, height: int, width: int) -> np.ndarray:
     if sample.coordinates is None:
         return np.asarray([0, 0, width, height], np.float32)
-    shown: np.ndarray = np.all((sample.coordinates >= 0) & (sample.coordinates <= 1), axis=2)
-    x, y = np.flatnonzero(shown.any(axis=0)), np.flatnonzero(shown.any(axis=1))
+    visible = shown(sample.coordinates)
+    x, y = np.flatnonzero(visible.any(axis=0)), np.flatnonzero(visible.any(axis=1))
     if not len(x):
         return np.asarray([0, 0, width, height], np.float32)
     return np.asarray([x[0], y[0], x[-1] + 1, y[-1] + 1], np.float32)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from ..errors import UserError
 from ..sample import SoftSegmentation
+from .geometry import shown
 
 _FLOOR = 1e-8  # of a probability, before its logarithm
 
@@ -37,8 +38,8 @@ def sample_soft(
     if size is not None and size != coordinates.shape[:2]:
         rows, columns = (nearest_exact(n, out) for n, out in zip(coordinates.shape[:2], size))
         coordinates = coordinates.take(rows, axis=0).take(columns, axis=1)
-    # Rounding of a float32 field must not make the outermost pixels of an image invalid.
-    valid: np.ndarray = np.all((coordinates >= -1e-6) & (coordinates <= 1 + 1e-6), axis=2)
+    valid = shown(coordinates)
+    coordinates = np.nan_to_num(coordinates, nan=0.5)  # invalid, and not to spread to the values
     if soft.form == "scores":
         values = _nearest(soft.values, coordinates)
         if background == "explicit":

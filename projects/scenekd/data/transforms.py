@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import UserError
 from ..registry import register
 from ..sample import IGNORE_INDEX, Sample
-from .geometry import MEAN_COLOUR, Frame, identity_coordinates, move_coordinates
+from .geometry import MEAN_COLOUR, Frame, hide_padding, identity_coordinates, move_coordinates
 from .photometric import Photometric
 
 __all__ = [
@@ -68,7 +68,7 @@ class _Window:
 
 
 class Windows(_Window):
-    """Window transforms in a row, drawn once at the end. ``Flip`` and ``Resize`` come after the others.
+    """Window transforms in a row (zoom-out, crop, flip, resize, in this order), drawn once at the end.
 
     The draws are those of the transforms one after another; the pixels differ in rounding only.
     """
@@ -120,10 +120,10 @@ class ZoomOut(_Window):
 
 
 class IoUCrop(_Window):
-    """SSD's crop: a random window that overlaps an object by at least a random IoU (or the whole image).
+    """SSD's crop: a random window whose IoU with an object reaches a random minimum (or the whole image).
 
-    The choices are the whole image, and each of ``min_overlaps``; a window must hold the centre of a box whose
-    IoU with it reaches the minimum. After ``tries`` windows that fail, the image stays whole. Boxes whose
+    The choices are the whole image, and each of ``min_overlaps``; a window must hold the centre of a box that
+    it overlaps by that IoU. After ``tries`` windows that fail, the image stays whole. Boxes whose
     centre is outside are dropped, the others clipped. In an image without boxes the image itself (as against
     the zoom-out's canvas) is the object.
 
@@ -271,14 +271,25 @@ def _rotate_boxes(
 
 
 def _rotate_field(field: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """The field at the rotated pixels, continued linearly; ours are all affine, so three corners tell it."""
+    """The field at the rotated pixels, continued linearly; NaN where a part cut off earlier would turn up."""
     height, width = field.shape[:2]
-    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     source = np.stack([x, y], axis=2) @ inverse[:, :2].T + inverse[:, 2]
-    origin = field[0, 0].astype(np.float64)
-    across = (field[0, -1] - origin) / max(width - 1, 1)
-    down = (field[-1, 0] - origin) / max(height - 1, 1)
-    return (origin + source[..., :1] * across + source[..., 1:] * down).astype(np.float32)
+    # Ours are all affine, so a coarse grid tells the whole field.
+    step = max(1, min(height, width) // 16)
+    known = np.zeros((height, width), bool)
+    known[::step, ::step] = True
+    known &= np.isfinite(field).all(axis=2)
+    if not known.any():
+        return np.full_like(field, np.nan)
+    basis = np.stack([np.ones(known.sum()), x[known], y[known]], axis=1)
+    affine = np.linalg.lstsq(basis, field[known].astype(np.float64), rcond=None)[0]
+    moved = (affine[0] + source @ affine[1:]).astype(np.float32)
+    x, y = source[..., 0], source[..., 1]
+    hide_padding(moved, (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height - 0.5))
+    cells = np.clip(np.rint(source), 0, [width - 1, height - 1]).astype(np.intp)
+    moved[np.isnan(field[cells[..., 1], cells[..., 0]]).any(axis=2)] = np.nan
+    return moved
 
 
 def build_transforms(cfg: Any, train: bool) -> Compose:
