@@ -14,7 +14,13 @@ from typing import Any
 from ..data.records import Record
 from ..errors import UserError
 from .cache import CacheStore
-from .codec import CodecSettings, encode_detections, encode_segmentation
+from .codec import (
+    CodecSettings,
+    decode_segmentation,
+    encode_detections,
+    encode_segmentation,
+    fidelity,
+)
 from .images import image_state, same_image
 from .manifest import FILE_NAME, Entry, Manifest, read_manifest
 from .protocol import TeacherOutput
@@ -37,6 +43,9 @@ def encode_output(
             raise ValueError("a dense output has one plane a class, and background")
         data, payload = encode_segmentation(output.segmentation, CodecSettings(**manifest.codec))
     header = {"image_id": image_id, "identity": manifest.identity, "image": dict(state), "data": data}
+    soft = output.segmentation
+    if manifest.task == "segmentation" and soft is not None and soft.form != "scores":
+        header["fidelity"] = fidelity(soft, decode_segmentation(data, payload))
     return header, payload
 
 

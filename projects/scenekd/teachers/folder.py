@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class FolderStore:
         task: str,
         class_map: ClassMap,
         info: TeacherInfo,
-        suffixes: tuple[str, ...] | None = None,
+        suffixes: Sequence[str] = (),
     ):
         self.folder, self.task, self.class_map = Path(folder), task, class_map
         self.classes = class_map.target

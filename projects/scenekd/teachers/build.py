@@ -1,0 +1,133 @@
+"""Teachers and their stores from ``cfg.TEACHER.<TASK>``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+from ..data.records import Record
+from ..errors import UserError
+from ..models import choose_device
+from .cache import CacheStore
+from .codec import DEFAULT_SETTINGS
+from .folder import FolderStore
+from .images import file_sha256
+from .label_map import ClassMap, build_class_map
+from .manifest import REBUILD, Manifest
+from .options import FOLDERS, KINDS, NETWORKS, cache_folder, our_classes, teacher_node
+from .overlap import check_teacher_overlap
+from .protocol import Teacher, TeacherInfo, TeacherStore
+
+__all__ = ["build_manifest", "build_teacher", "check_teacher_overlap", "open_store", "teacher_class_map"]
+
+
+def build_teacher(cfg: Any, task: str) -> Teacher:
+    """The network that ``cfg.TEACHER.<TASK>`` describes.
+
+    Raises:
+        UserError: no teacher, one of another kind or for another task, weights that cannot be had.
+    """
+    node, key, device = teacher_node(cfg, task), f"TEACHER.{task.upper()}", choose_device(cfg)
+    if node.TYPE in FOLDERS:
+        raise UserError(f"{key}.TYPE: {node.TYPE} holds saved outputs; there is nothing to ask or to cache")
+    if not node.TYPE:
+        raise UserError(f"{key}.TYPE: set it to one of {', '.join(NETWORKS)}")
+    options: dict[str, Any] = {"classes": node.CLASSES, "trained_on": node.TRAINED_ON, "device": device}
+    teacher: Any
+    if node.TYPE == "torchvision":
+        from .zoo_torchvision import build_torchvision
+
+        options |= {"min_score": node.MIN_SCORE, "max_boxes": node.MAX_BOXES, "seed": cfg.SEED}
+        teacher = build_torchvision(node.NAME, node.WEIGHTS, **options)
+    else:
+        from .scenekd_teacher import SceneKDTeacher
+
+        teacher = SceneKDTeacher(node.WEIGHTS, node.CONFIG, **options)
+    if task not in teacher.tasks:
+        raise UserError(f"{key}: {node.NAME or node.WEIGHTS} does {' and '.join(teacher.tasks)}, not {task}")
+    return cast(Teacher, teacher)
+
+
+def teacher_class_map(cfg: Any, task: str, source: Iterable[str]) -> ClassMap:
+    """From the teacher's classes to ours, by the configuration's pairs."""
+    node = teacher_node(cfg, task)
+    return build_class_map(
+        tuple(source),
+        our_classes(cfg),
+        node.CLASS_MAP,
+        allow_unmapped=node.ALLOW_UNMAPPED,
+        key=f"TEACHER.{task.upper()}",
+    )
+
+
+def build_manifest(cfg: Any, task: str, teacher: Teacher, class_map: ClassMap) -> Manifest:
+    """The manifest of a cache that is to be made."""
+    node = teacher_node(cfg, task)
+    detection = task == "detection"
+    info = teacher.info() | {"source": _source(node)}
+    if detection:
+        info["form"] = ""
+    return Manifest(
+        task=task,
+        classes=our_classes(cfg),
+        teacher=info,
+        class_map=class_map.as_dict(),
+        codec={} if detection else dataclasses.asdict(DEFAULT_SETTINGS),
+        min_score=float(node.MIN_SCORE) if detection else 0.0,
+        max_boxes=int(node.MAX_BOXES) if detection else 0,
+    )
+
+
+def open_store(cfg: Any, task: str, records: Iterable[Record] = ()) -> TeacherStore:
+    """The saved outputs of the teacher of a task: a folder of them, or the cache.
+
+    Args:
+        records: the images that will be read; the store must fit them.
+
+    Raises:
+        UserError: nothing there, or it was made for other classes, by another teacher, or from other images.
+    """
+    node, key = teacher_node(cfg, task), f"TEACHER.{task.upper()}"
+    if node.TYPE in FOLDERS:
+        class_map = teacher_class_map(cfg, task, node.CLASSES or our_classes(cfg))
+        name = node.NAME or Path(node.WEIGHTS).name
+        info = TeacherInfo(node.TYPE, name, trained_on=tuple(node.TRAINED_ON))
+        if not node.WEIGHTS:
+            raise UserError(f"{key}.WEIGHTS: set it to the folder of the saved outputs")
+        suffixes = {"detection": (".xml",), "segmentation": FOLDERS[node.TYPE][-1:]}[task]
+        return FolderStore(node.WEIGHTS, task, class_map, info, suffixes)
+    if not (node.TYPE or node.CACHE):
+        raise UserError(f"{key}.TYPE: set it to one of {', '.join(KINDS)}")
+    store = CacheStore(cache_folder(cfg, task), task=task, classes=our_classes(cfg))
+    if node.TYPE:
+        _check_teacher(store, node, key)
+    store.check_images(records)
+    return store
+
+
+def _source(node: Any) -> dict[str, str]:
+    """What a configuration says of a teacher: kept in the manifest, compared when the cache is opened."""
+    weights = str(node.WEIGHTS)
+    is_file = Path(weights).is_file()
+    return {
+        "type": node.TYPE,
+        "name": node.NAME,
+        "weights": Path(weights).name,
+        "file_sha256": file_sha256(weights) if is_file else "",
+    }
+
+
+def _check_teacher(store: CacheStore, node: Any, key: str) -> None:
+    made, wanted = store.info.get("source", {}), _source(node)
+    if not wanted["file_sha256"]:  # the weights may have gone since
+        wanted["file_sha256"] = made.get("file_sha256", "")
+    if wanted["file_sha256"]:  # equal content under another name is the same teacher
+        wanted["weights"] = made.get("weights", "")
+    for field, value in wanted.items():
+        if made.get(field) != value:
+            raise UserError(
+                f"{store.folder}: another teacher's ({field} {made.get(field)!r}, {key} says {value!r}); "
+                f"{REBUILD}, with --rebuild"
+            )

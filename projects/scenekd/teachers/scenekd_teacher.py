@@ -1,0 +1,96 @@
+"""A SceneKD checkpoint as a teacher: any network of ours, with the configuration inside the file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import checkpoint
+from ..config import config_from_text, load_config
+from ..data.transforms import build_transforms
+from ..data.voc import VOC_CLASSES
+from ..errors import UserError
+from ..models import build_model
+from ..sample import Prediction, Sample, SoftSegmentation
+from .frozen import asking, freeze, to_array, weights_sha256
+from .protocol import TeacherInfo, TeacherOutput
+
+
+class SceneKDTeacher:
+    """A network of ours. Its input is prepared as in its own evaluation.
+
+    Args:
+        weights: checkpoint. config: YAML file, where the one inside the checkpoint is not wanted.
+
+    Raises:
+        UserError: no such checkpoint, no configuration, or weights of another network.
+    """
+
+    def __init__(
+        self,
+        weights: str | Path,
+        config: str | Path = "",
+        *,
+        classes: Sequence[str] = (),
+        trained_on: Sequence[str] = (),
+        device: torch.device | str = "cpu",
+    ):
+        state = checkpoint.read(weights)
+        if config:
+            cfg = load_config(config)
+        elif isinstance(state.get("config"), str):
+            cfg = config_from_text(state["config"], source=str(weights))
+        else:
+            raise UserError(
+                f"{weights}: holds no configuration; set TEACHER.<TASK>.CONFIG to the teacher's YAML"
+            )
+        net = build_model(cfg, pretrained=False)
+        checkpoint.load_state(net, checkpoint.weights_of(state), str(weights), strict=True)
+        self.classes = tuple(classes) or tuple(cfg.DATASETS.CLASSES) or VOC_CLASSES
+        self.net, self.device = freeze(net, device), device
+        self._transforms = build_transforms(cfg, train=False)
+        probe = self._ask(np.zeros((cfg.INPUT.SIZE, cfg.INPUT.SIZE, 3), np.uint8))
+        has = {"detection": probe.boxes is not None, "segmentation": probe.sem_seg is not None}
+        self.tasks = tuple(task for task, present in has.items() if present)
+        if probe.sem_seg is not None and len(probe.sem_seg) != len(self.classes) + 1:
+            raise UserError(
+                f"{weights}: {len(probe.sem_seg)} dense classes, but {len(self.classes)} names and background"
+            )
+        self._info = TeacherInfo(
+            "scenekd",
+            cfg.SYSTEM,
+            weights_sha256(net),
+            tuple(trained_on) or tuple(cfg.DATASETS.TRAIN),
+            "logits" if has["segmentation"] else "",
+        )
+
+    def info(self) -> dict[str, Any]:
+        """Fields of the teacher."""
+        return self._info.as_dict()
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[TeacherOutput]:
+        """Boxes in pixels of each image, and dense logits on the network's own grid."""
+        return [self._output(self._ask(image), *image.shape[:2]) for image in images]
+
+    def _ask(self, image: np.ndarray) -> Prediction:
+        sample = self._transforms(Sample(image=image, image_id="teacher"), np.random.default_rng(0))
+        pixels = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        with asking(self.net):
+            return self.net(pixels[None].to(self.device).float(), None)[0]
+
+    @staticmethod
+    def _output(prediction: Prediction, height: int, width: int) -> TeacherOutput:
+        output = TeacherOutput()
+        if prediction.boxes is not None and prediction.labels is not None and prediction.scores is not None:
+            boxes = dataclasses.replace(prediction, sem_seg=None).resize(height, width).boxes
+            assert boxes is not None
+            output.boxes, output.scores = to_array(boxes), to_array(prediction.scores)
+            output.labels = prediction.labels.cpu().numpy()
+        if prediction.sem_seg is not None:
+            output.segmentation = SoftSegmentation(to_array(prediction.sem_seg), "logits")
+        return output

@@ -1,0 +1,86 @@
+#!/usr/bin/env python
+"""Ask the teachers once for every training image: ``python tools/cache_teacher.py --config-file FILE``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from tqdm import tqdm
+
+from scenekd.config import load_config
+from scenekd.data.catalog import load_datasets
+from scenekd.errors import UserError, run_cli
+from scenekd.teachers.build import open_store
+from scenekd.teachers.cache import CacheStore, verify
+from scenekd.teachers.caching import cache_teacher
+from scenekd.teachers.options import NETWORKS, teacher_node
+from scenekd.teachers.protocol import TASKS
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--task", default="both", choices=(*TASKS, "both"))
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes, on GPUs where there are some")
+    parser.add_argument("--verify", action="store_true", help="recompute every checksum, compare the images")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished or outdated cache")
+    parser.add_argument("--rebuild", action="store_true", help="throw away what is there and begin anew")
+    parser.add_argument("--output-dir", metavar="DIR", help="the same as OUTPUT_DIR DIR")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config overrides")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    """Cache or verify the tasks asked for."""
+    args = parse_args()
+    overrides = list(args.overrides)
+    if args.output_dir:
+        overrides += ["OUTPUT_DIR", args.output_dir]
+    cfg = load_config(args.config_file, overrides)
+    tasks = (
+        [args.task] if args.task != "both" else [t for t in TASKS if teacher_node(cfg, t).TYPE in NETWORKS]
+    )
+    if not tasks:
+        raise UserError(
+            f"{args.config_file}: no teacher to ask; set TEACHER.DETECTION.TYPE or "
+            f"TEACHER.SEGMENTATION.TYPE to {' or '.join(NETWORKS)}"
+        )
+    for task in tasks:
+        if args.verify:
+            check(cfg, task)
+        else:
+            fill(cfg, task, args)
+
+
+def fill(cfg: Any, task: str, args: argparse.Namespace) -> None:
+    """Cache one task, with a progress bar."""
+    with tqdm(desc=f"{task} teacher", unit="image", dynamic_ncols=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            if not bar.total:
+                bar.total, bar.initial, bar.n = total, done - 1, done - 1
+            bar.update(done - bar.n)
+
+        options = {"processes": args.num_gpus, "resume": args.resume, "rebuild": args.rebuild}
+        report = cache_teacher(cfg, task, progress=show, **options)
+    print(report)
+
+
+def check(cfg: Any, task: str) -> None:
+    """Verify the cache of one task against its checksums and the training images."""
+    store = open_store(cfg, task)
+    if not isinstance(store, CacheStore):
+        raise UserError(f"TEACHER.{task.upper()}: a folder of saved outputs carries no checksums")
+    problems = verify(store, load_datasets(cfg.DATASETS.TRAIN, cfg, train=False).records)
+    for line in problems:
+        print(line)
+    if problems:
+        raise UserError(f"{store.folder}: {len(problems)} problems; run again with --resume to mend them")
+    print(f"{task}: {len(store)} records of {store.info['name']} in {store.folder} are whole")
+
+
+if __name__ == "__main__":
+    run_cli(main)
