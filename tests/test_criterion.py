@@ -3,14 +3,12 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 
 from kd_mtl.criterion import BlitzCriterion
 from scenekd.config import get_cfg
 from scenekd.errors import UserError
 from scenekd.losses.multibox import multibox_loss
-from scenekd.losses.reduce import mean_over_processes
 from scenekd.losses.soft_label import soft_label_cross_entropy
 from scenekd.matching import AnchorGrid, match_anchors
 from scenekd.sample import SourceWeights, Target
@@ -270,21 +268,6 @@ def test_two_processes_equal_one():
             )
         for name, loss in whole.items():
             torch.testing.assert_close((losses[0][name] + losses[1][name]) / 2, loss)
-
-
-def _average(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    mine = torch.tensor([float(rank), 10.0])
-    averaged = mean_over_processes(mine)
-    assert averaged.tolist() == [0.5, 10.0]
-    assert mine.tolist() == [float(rank), 10.0]
-    dist.destroy_process_group()
-
-
-def test_mean_over_processes(tmp_path):
-    value = torch.tensor([3.0])
-    assert mean_over_processes(value).tolist() == [3.0]
-    torch.multiprocessing.spawn(_average, args=(str(tmp_path),), nprocs=2)
 
 
 def test_from_config():
