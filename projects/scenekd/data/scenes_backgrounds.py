@@ -54,12 +54,13 @@ def draw_light(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
     height, width = image.shape[:2]
     tint = rng.uniform(0.65, 1.12) * rng.uniform(0.9, 1.1, 3)
     left, right, top, bottom = rng.uniform(0.85, 1.1, 4).tolist()
-    slope = np.linspace(left, right, width)[None] * np.linspace(top, bottom, height)[:, None]
-    image = image * (slope[..., None] * tint).astype(np.float32)
+    across = np.linspace(left, right, width)[:, None] * tint
+    down = np.linspace(top, bottom, height)[:, None, None]
+    image = image * across.astype(np.float32) * down.astype(np.float32)
     if rng.random() < 0.4:
         image = cv2.GaussianBlur(image, (3, 3), rng.uniform(0.3, 0.7))
-    grain = rng.normal(0, rng.uniform(1.5, 5), (height, width, 1))
-    return np.clip(image + grain, 0, 255).astype(np.uint8)
+    image += rng.standard_normal((height, width, 1), np.float32) * np.float32(rng.uniform(1.5, 5))
+    return np.clip(image, 0, 255, out=image).astype(np.uint8)
 
 
 def _pick(rng: np.random.Generator, colours: _Colours) -> np.ndarray:

@@ -52,11 +52,14 @@ def draw_scene(
 def _cast_shadow(image: np.ndarray, box: tuple[float, float, float, float]) -> None:
     """A dark ellipse at the foot; the same for all classes, so that it gives away nothing but the box."""
     x1, _, x2, y2 = box
-    half = (x2 - x1) * 0.5
-    layer = np.ones(image.shape[:2], np.float32)
-    centre = (round((x1 + x2) / 2), round(y2 - 0.5))
-    cv2.ellipse(layer, centre, (max(1, round(half)), max(1, round(half * 0.22))), 0, 0, 360, 0.72, -1)
-    image *= layer[..., None]
+    half = (x2 - x1) / 2
+    across, down = max(1, round(half)), max(1, round(half * 0.22))
+    first, last = max(0, round(y2) - down - 1), round(y2) + down + 1
+    rows = image[first:last]
+    layer = np.ones(rows.shape[:2], np.float32)
+    centre = (round((x1 + x2) / 2), round(y2 - 0.5) - first)
+    cv2.ellipse(layer, centre, (across, down), 0, 0, 360, 0.72, -1)
+    rows *= layer[..., None]
 
 
 def _paint(rng: np.random.Generator, thing: SceneObject) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
