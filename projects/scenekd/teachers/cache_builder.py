@@ -16,15 +16,16 @@ from ..errors import UserError
 from .cache import CacheStore
 from .codec import (
     CodecSettings,
-    decode_segmentation,
     encode_detections,
     encode_segmentation,
-    fidelity,
 )
 from .images import image_state, same_image
 from .manifest import FILE_NAME, Entry, Manifest, read_manifest
 from .protocol import TeacherOutput
 from .shards import ShardWriter, next_run, scan, shard_files
+
+# A dense record aims at this share of a float32 array of the image's size.
+TARGET_SHARE = 0.005
 
 
 def encode_output(
@@ -41,11 +42,10 @@ def encode_output(
             raise ValueError("the teacher gave no dense output")
         if len(output.segmentation.values) != len(manifest.classes) + 1:
             raise ValueError("a dense output has one plane a class, and background")
-        data, payload = encode_segmentation(output.segmentation, CodecSettings(**manifest.codec))
+        dense = 4 * len(output.segmentation.values) * state["height"] * state["width"]
+        settings = CodecSettings(**manifest.codec)
+        data, payload = encode_segmentation(output.segmentation, settings, TARGET_SHARE * dense)
     header = {"image_id": image_id, "identity": manifest.identity, "image": dict(state), "data": data}
-    soft = output.segmentation
-    if manifest.task == "segmentation" and soft is not None and soft.form != "scores":
-        header["fidelity"] = fidelity(soft, decode_segmentation(data, payload))
     return header, payload
 
 

@@ -57,7 +57,7 @@ class CacheReport:
         if self.fidelity and self.worst:
             text += (
                 f"; KL {self.fidelity['kl_t1']:.1e} at T=1, {self.fidelity['kl_t4']:.1e} at T=4, "
-                f"argmax {100 * self.fidelity['argmax']:.2f} %, worst {self.worst[0]} (KL {self.worst[1]:.1e})"
+                f"argmax {100 * self.fidelity['argmax']:.2f} %, worst {self.worst[0]} ({self.worst[1]:.1e})"
             )
         return text
 
@@ -236,7 +236,7 @@ def _measure(report: CacheReport) -> None:
     report.bytes = sum(entry.location.length for entry in store.manifest.records.values())
     sums: dict[str, float] = {}
     for image_id in store.image_ids:
-        measured = store.read(image_id)[0].get("fidelity")
+        measured = store.read(image_id)[0]["data"].get("fidelity")
         if measured is None:
             return
         for name, value in measured.items():

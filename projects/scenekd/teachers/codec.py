@@ -17,7 +17,7 @@ Sparse scores (the thesis's form) and boxes are stored without loss.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -36,23 +36,37 @@ _BOX = np.dtype([("box", "<f4", 4), ("score", "<f4"), ("label", "<i4")])
 
 @dataclass(frozen=True)
 class CodecSettings:
-    """Quantisation steps of a dense record in nats: at probability 1, and the largest, in the tails."""
+    """How a dense output is quantised.
+
+    Attributes:
+        step, max_step: in nats, at probability 1, and the largest, in the tails.
+        max_kl: KL of a record in nats, at T = 1 and T = 4, above which finer steps are taken.
+    """
 
     step: float = 0.02
     max_step: float = 0.5
+    max_kl: float = 8e-4
 
     def __post_init__(self) -> None:
-        if not 0.01 <= self.step <= self.max_step <= 4.0:
-            raise ValueError(f"steps must satisfy 0.01 <= step <= max_step <= 4, got {self}")
+        if not 0.004 <= self.step <= self.max_step <= 4.0 or not self.max_kl > 0:
+            raise ValueError(f"steps must satisfy 0.004 <= step <= max_step <= 4, got {self}")
+
+    def scaled(self, head: float, tail: float) -> CodecSettings:
+        """Other steps, within the bounds."""
+        step = max(self.step * head, 0.004)
+        return replace(self, step=step, max_step=max(self.max_step * tail, step))
 
 
 DEFAULT_SETTINGS = CodecSettings()
 
 
 def encode_segmentation(
-    soft: SoftSegmentation, settings: CodecSettings = DEFAULT_SETTINGS
+    soft: SoftSegmentation, settings: CodecSettings = DEFAULT_SETTINGS, target_bytes: float = math.inf
 ) -> tuple[dict[str, Any], bytes]:
     """``(meta, payload)``: meta is plain JSON; :func:`decode_segmentation` needs both.
+
+    Steps are halved until the record keeps to ``settings.max_kl`` (needed for flat distributions over many
+    classes). Where a record is larger than ``target_bytes``, coarser steps are taken if they keep to it too.
 
     Raises:
         ValueError: values that are not finite, or probabilities or scores outside their range.
@@ -62,14 +76,35 @@ def encode_segmentation(
         raise ValueError(f"a dense output is (K, h, w) and not empty, got {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError("a dense output must be finite")
-    meta: dict[str, Any] = {"form": soft.form, "shape": list(values.shape)}
     if soft.form == "scores":
-        return _encode_scores(values, meta)
+        return _encode_scores(values, {"form": soft.form, "shape": list(values.shape)})
+    log_p = log_probabilities(soft)
+    meta, payload = _encode_dense(soft, log_p, settings)
+    while _worst_kl(meta) > settings.max_kl and settings.step > 0.004:
+        settings = settings.scaled(0.5, 0.5)
+        meta, payload = _encode_dense(soft, log_p, settings)
+    if len(payload) > target_bytes:
+        coarse = _encode_dense(soft, log_p, settings.scaled(2.0, 1.2))
+        if _worst_kl(coarse[0]) <= settings.max_kl:
+            return coarse
+    return meta, payload
+
+
+def _encode_dense(
+    soft: SoftSegmentation, log_p: np.ndarray, settings: CodecSettings
+) -> tuple[dict[str, Any], bytes]:
+    """With exactly these steps; meta tells the fidelity."""
+    meta: dict[str, Any] = {"form": soft.form, "shape": list(log_p.shape)}
     meta |= {"step": settings.step, "max_step": settings.max_step}
-    codes = _quantise(log_probabilities(soft), settings)
-    rows = np.ascontiguousarray(codes.transpose(1, 0, 2))
+    rows = np.ascontiguousarray(_quantise(log_p, settings).transpose(1, 0, 2))
     rows[1:] -= rows[:-1].copy()  # modulo 256
-    return meta, _pack(rows)
+    payload = _pack(rows)
+    meta["fidelity"] = fidelity(soft, decode_segmentation(meta, payload))
+    return meta, payload
+
+
+def _worst_kl(meta: dict[str, Any]) -> float:
+    return max(meta["fidelity"]["kl_t1"], meta["fidelity"]["kl_t4"])
 
 
 def decode_segmentation(meta: dict[str, Any], payload: bytes) -> SoftSegmentation:
