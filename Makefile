@@ -13,7 +13,7 @@ $(STAMP): setup.py
 	@touch $(STAMP)
 
 quickstart: $(STAMP)
-	$(BIN)/python tools/quickstart.py $(ARGS)
+	$(BIN)/python -m kd_mtl.quickstart $(ARGS)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest $(ARGS)

@@ -35,9 +35,12 @@ class MappedDataset(TorchDataset[tuple[Tensor, Target]]):
 
     def __init__(self, mapper: Mapper, dataset: Dataset) -> None:
         self.mapper, self.dataset = mapper, dataset
+        colours = [tuple(int(c) for c in colour) for colour in dataset.palette[: len(dataset.classes) + 1]]
+        # What MMEngine's and MMSegmentation's visualisers look for.
+        self.metainfo = {"classes": ("background", *dataset.classes), "palette": colours}
 
     def __len__(self) -> int:
-        return len(self.dataset.records)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         return self.mapper(index)
@@ -110,7 +113,7 @@ class Experiment:
     def train_loader(self) -> DataLoader[Any]:
         """Batches from ``start_iteration`` to ``SOLVER.MAX_ITER`` for this process."""
         cfg = self.cfg
-        policy = build_policy(cfg, [record.image_id for record in self.train_data.records])
+        policy = build_policy(cfg, self.train_data.image_ids)
         stores = {task: open_store(cfg, task) for task in policy.teacher_tasks}
         check_teacher_overlap(cfg)
         mapper = Mapper(
@@ -156,6 +159,13 @@ class Experiment:
         elif self.cfg.MODEL.WEIGHTS:
             checkpoint.load_weights(net, self.cfg.MODEL.WEIGHTS)
         return net.to(self.device)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """``TEST.METRICS`` of the tasks that the network has."""
+        own = {"detection": "bbox", "segmentation": "sem_seg"}
+        tasks = {own[task] for task in getattr(self.net, "tasks", own)}
+        return tuple(metric for metric in self.cfg.TEST.METRICS if metric in tasks)
 
     def soft_size(self) -> tuple[int, int] | None:
         """(h, w) at which the network compares dense soft labels, where it has such a task."""

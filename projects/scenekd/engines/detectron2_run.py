@@ -65,10 +65,12 @@ def evaluate(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def _evaluate(experiment: Experiment, model: nn.Module) -> dict[str, dict[str, Any]]:
-    data, cfg = experiment.test_data, experiment.cfg
-    evaluator: DatasetEvaluator = SceneKDEvaluator(Evaluator.from_config(data, cfg))
+    data, cfg, metrics = experiment.test_data, experiment.cfg, experiment.metrics
+    evaluator: DatasetEvaluator
     if cfg.TEST.EVALUATOR == "framework":
-        evaluator = framework_evaluators(data, cfg, evaluator)
+        evaluator = framework_evaluators(data, cfg, metrics)
+    else:
+        evaluator = SceneKDEvaluator(Evaluator.from_config(data, cfg, metrics))
     return inference_on_dataset(model, _loader(experiment.test_loader()), evaluator)
 
 

@@ -13,9 +13,9 @@ from mmengine.registry import HOOKS, LOOPS, METRICS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 
-from ..data.catalog import read_sem_seg
 from ..evaluation.evaluator import Evaluator
 from ..recorder import Recorder
+from ..results import flatten
 
 
 @LOOPS.register_module()
@@ -136,7 +136,7 @@ class SceneKDMetric(BaseMetric):
         record = self._records[sample["image_id"]]
         if metric is None or not record.has_sem_seg:
             return
-        mask = torch.from_numpy(read_sem_seg(record))
+        mask = torch.from_numpy(self.evaluator.dataset.read_sem_seg(record))
         metric.process(data_batch, [{**sample, "gt_sem_seg": {"data": mask[None].long()}}])
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
@@ -147,14 +147,9 @@ class SceneKDMetric(BaseMetric):
         """Merge over processes and summarise; the nested results stay in ``latest``."""
         states = all_gather_object(self.evaluator.state())
         self.evaluator.merge(states)
-        self.latest = self.evaluator.summarize()
+        self.latest = self.evaluator.summarize() if self.evaluator.tasks else {}
         for task, metric in self.framework_metrics.items():
             metric.dataset_meta = self.dataset_meta
             self.latest[task] = {name.split("/")[-1]: v for name, v in metric.evaluate(size).items()}
         self.evaluator.reset()
-        return {
-            f"{task}/{name}": value
-            for task, metrics in self.latest.items()
-            for name, value in metrics.items()
-            if isinstance(value, float)
-        }
+        return dict(flatten(self.latest))

@@ -89,11 +89,13 @@ def _loader(loader: DataLoader[Any]) -> DataLoader[Any]:
 
 
 def _metric(experiment: Experiment) -> SceneKDMetric:
-    evaluator = Evaluator.from_config(experiment.test_data, experiment.cfg)
+    metrics = experiment.metrics
     framework: dict[str, BaseMetric] = {}
     # MMSegmentation has no detection metric; boxes stay with ours.
-    if experiment.cfg.TEST.EVALUATOR == "framework" and "sem_seg" in experiment.cfg.TEST.METRICS:
+    if experiment.cfg.TEST.EVALUATOR == "framework" and "sem_seg" in metrics:
         framework["sem_seg"] = IoUMetric(iou_metrics=["mIoU"])
+        metrics = tuple(metric for metric in metrics if metric != "sem_seg")
+    evaluator = Evaluator.from_config(experiment.test_data, experiment.cfg, metrics)
     metric = SceneKDMetric(evaluator, framework)
     metric.dataset_meta = {"classes": ("background", *experiment.test_data.classes)}
     return metric
@@ -118,9 +120,20 @@ def _optim_wrapper(experiment: Experiment) -> OptimWrapper:
     return wrapper
 
 
+class _QuietRunner(Runner):
+    """A Runner whose lines go to its log file; the console is the progress bar's."""
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setLevel(logging.ERROR)
+        return logger
+
+
 def _runner(experiment: Experiment, model: Any, **options: Any) -> Runner:
     output = experiment.output_dir
-    runner = Runner(
+    return _QuietRunner(
         model=model,
         work_dir=str(output),
         default_scope="mmseg",
@@ -137,12 +150,8 @@ def _runner(experiment: Experiment, model: Any, **options: Any) -> Runner:
         },
         launcher="pytorch" if dist.is_available() and dist.is_initialized() else "none",
         randomness={"seed": experiment.cfg.SEED},
+        # Runners are kept by name; several in one process need several names.
         experiment_name=f"{output.name}_{time.time_ns()}",
         cfg={"output": str(output)},
         **options,
     )
-    # The progress bar is for the console; the full log goes to the file.
-    for handler in MMLogger.get_current_instance().handlers:
-        if type(handler) is logging.StreamHandler:
-            handler.setLevel(logging.WARNING)
-    return runner

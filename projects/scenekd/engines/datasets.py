@@ -1,0 +1,148 @@
+"""The frameworks' own data sets by name in ``DATASETS``, and ours in detectron2's catalogs.
+
+A name in detectron2's DatasetCatalog works as it is. An MMSegmentation data set is given as its dictionary in
+quotes: ``TRAIN: ("{'type': 'PascalVOCDataset', 'data_root': '…', 'ann_file': '…', …}",)``.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from typing import Any
+
+import numpy as np
+
+from ..data.catalog import Dataset, Record, register_loader
+from ..errors import UserError
+
+_BACKGROUND = "background"
+
+
+def _in_detectron2(name: str, root: str) -> bool:
+    if importlib.util.find_spec("detectron2") is None:
+        return False
+    import detectron2.data.datasets  # noqa: F401 - registers the built-in names
+    from detectron2.data import DatasetCatalog
+
+    return name in DatasetCatalog.list()
+
+
+def _load_detectron2(name: str, root: str, classes: tuple[str, ...], on_error: str) -> Dataset:
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    try:
+        items = DatasetCatalog.get(name)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"DATASETS: {name} is detectron2's, but {error.filename} is missing; set DETECTRON2_DATASETS"
+        ) from None
+    meta = MetadataCatalog.get(name)
+    names = tuple(meta.get("thing_classes", ())) or tuple(meta.get("stuff_classes", ()))
+    if not classes:
+        classes = names
+    if tuple(n for n in names if n != _BACKGROUND) != tuple(classes):
+        raise UserError(f"DATASETS.CLASSES: differ from those of {name}; leave CLASSES empty to take its own")
+    return Dataset(name=name, classes=tuple(classes), records=[_from_dict(item) for item in items])
+
+
+def _from_dict(item: dict[str, Any]) -> Record:
+    boxes = labels = difficult = None
+    if "annotations" in item:
+        boxes = np.array([_xyxy(a) for a in item["annotations"]], np.float32).reshape(-1, 4)
+        labels = np.array([a["category_id"] for a in item["annotations"]], np.int64)
+        difficult = np.array([bool(a.get("iscrowd", 0)) for a in item["annotations"]], bool)
+    return Record(
+        image_id=str(item["image_id"]),
+        file_name=item["file_name"],
+        height=item.get("height"),
+        width=item.get("width"),
+        boxes=boxes,
+        labels=labels,
+        difficult=difficult,
+        crowd=None if difficult is None else difficult.copy(),
+        sem_seg_file=item.get("sem_seg_file_name"),
+    )
+
+
+def _xyxy(annotation: dict[str, Any]) -> list[float]:
+    from detectron2.structures import BoxMode
+
+    return BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+
+
+def _is_mmseg_dict(name: str, root: str) -> bool:
+    return name.lstrip().startswith("{")
+
+
+def _load_mmseg(name: str, root: str, classes: tuple[str, ...], on_error: str) -> Dataset:
+    from mmseg.registry import DATASETS
+    from mmseg.utils import register_all_modules
+
+    try:
+        config = ast.literal_eval(name)
+        register_all_modules(init_default_scope=False)
+        dataset = DATASETS.build({"pipeline": [], **config, "lazy_init": False})
+    except (ValueError, SyntaxError, KeyError, TypeError, FileNotFoundError, AssertionError) as error:
+        raise UserError(f"DATASETS: MMSegmentation cannot build {name}: {error}") from None
+    names = tuple(dataset.metainfo["classes"])
+    if not names or names[0] != _BACKGROUND:
+        raise UserError(f"DATASETS: {config['type']} has no background class first; SceneKD's masks need one")
+    if classes and tuple(classes) != names[1:]:
+        raise UserError(f"DATASETS.CLASSES: differ from those of {config['type']}; leave CLASSES empty")
+    records = []
+    for index in range(len(dataset)):
+        info = dataset.get_data_info(index)
+        stem = info["img_path"].rsplit("/", 1)[-1].rsplit(".", 1)[0]
+        records.append(
+            Record(image_id=stem, file_name=info["img_path"], sem_seg_file=info.get("seg_map_path"))
+        )
+    return Dataset(name=config["type"], classes=names[1:], records=records)
+
+
+def register_in_detectron2(dataset: Dataset, name: str) -> str:
+    """Make ``dataset`` known to detectron2's catalogs under ``name``, with classes and colours; returns the name."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.structures import BoxMode
+
+    def items() -> list[dict[str, Any]]:
+        result = []
+        for record in dataset.records:
+            height, width = record.size()
+            item: dict[str, Any] = {
+                "file_name": record.file_name,
+                "image_id": record.image_id,
+                "height": height,
+                "width": width,
+            }
+            if record.sem_seg_file:
+                item["sem_seg_file_name"] = record.sem_seg_file
+            if record.boxes is not None and record.labels is not None and record.difficult is not None:
+                item["annotations"] = [
+                    {
+                        "bbox": [float(v) for v in box],
+                        "bbox_mode": BoxMode.XYXY_ABS,
+                        "category_id": int(label),
+                        "iscrowd": int(difficult),
+                    }
+                    for box, label, difficult in zip(record.boxes, record.labels, record.difficult)
+                ]
+            result.append(item)
+        return result
+
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, items)
+    colours = [tuple(int(c) for c in colour) for colour in dataset.palette[: len(dataset.classes) + 1]]
+    MetadataCatalog.get(name).set(
+        thing_classes=list(dataset.classes),
+        thing_colors=colours[1:],
+        stuff_classes=[_BACKGROUND, *dataset.classes],
+        stuff_colors=colours,
+        ignore_label=255,
+    )
+    return name
+
+
+register_loader(_is_mmseg_dict, _load_mmseg)
+register_loader(_in_detectron2, _load_detectron2)

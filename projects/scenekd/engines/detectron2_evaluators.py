@@ -1,0 +1,65 @@
+"""detectron2's own evaluators on our data sets (``TEST.EVALUATOR framework``)."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
+from fvcore.common.config import CfgNode
+
+from ..data.catalog import Dataset
+from .datasets import register_in_detectron2
+
+
+class _MaskedOnly(SemSegEvaluator):
+    """detectron2's evaluator, for the images that have a mask."""
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        pairs = [(i, o) for i, o in zip(inputs, outputs) if i["file_name"] in self.input_file_to_gt_file]
+        if pairs:
+            super().process(*zip(*pairs))
+
+
+class _Percent(DatasetEvaluator):
+    """Adds our names for the headline numbers, so that both evaluators' results read alike."""
+
+    def __init__(self, evaluator: DatasetEvaluator, task: str, aliases: dict[str, str]) -> None:
+        self.evaluator, self.task, self.aliases = evaluator, task, aliases
+
+    def reset(self) -> None:
+        self.evaluator.reset()
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        self.evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> Any:
+        results = self.evaluator.evaluate()
+        if not results:
+            return {}
+        numbers = dict(results[self.task])
+        numbers.update({ours: numbers[theirs] for ours, theirs in self.aliases.items() if theirs in numbers})
+        return {self.task: numbers}
+
+
+def framework_evaluators(data: Dataset, cfg: CfgNode, tasks: tuple[str, ...]) -> DatasetEvaluators:
+    """SemSegEvaluator and COCOEvaluator for the tasks, on ``data`` registered under a name of its own."""
+    name = register_in_detectron2(data, f"scenekd/{data.name}")
+    evaluators: list[DatasetEvaluator] = []
+    if "sem_seg" in tasks:
+        with_masks = Dataset(
+            name=data.name,
+            classes=data.classes,
+            records=[record for record in data.records if record.has_sem_seg],
+            palette=data.palette,
+        )
+        masks = register_in_detectron2(with_masks, f"scenekd/{data.name}/masks")
+        evaluators.append(_Percent(_MaskedOnly(masks), "sem_seg", {"pixel_accuracy": "pACC"}))
+    if "bbox" in tasks:
+        folder = Path(cfg.OUTPUT_DIR) / "coco_evaluator"
+        # An old *_coco_format.json in the folder would be used for another data set.
+        shutil.rmtree(folder, ignore_errors=True)
+        coco = COCOEvaluator(name, tasks=("bbox",), output_dir=str(folder), use_fast_impl=False)
+        evaluators.append(_Percent(coco, "bbox", {"mAP": "AP"}))
+    return DatasetEvaluators(evaluators)

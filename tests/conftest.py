@@ -1,0 +1,91 @@
+"""Shared fixtures: the real test data, and a tiny run on drawn scenes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from scenekd.config import load_config
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+torch.set_num_threads(1)
+
+ENGINES = ["mmengine"]
+if importlib.util.find_spec("detectron2") is not None:
+    ENGINES.append("detectron2")
+
+_TINY = """
+SYSTEM: kd_mtl
+DATASETS:
+  ROOT: "{root}"
+  CLASSES: ("person", "tree", "bird", "car", "house", "boat", "cup", "bottle", "cow", "kite")
+  TRAIN: ("voc_seg_train",)
+  TEST: ("voc_seg_val",)
+  KEEP_SEM_SEG: 0.5
+INPUT:
+  SIZE: 64
+MODEL:
+  DEVICE: "cpu"
+  BLITZNET:
+    TRUNK: "resnet18"
+    TRUNK_WIDTH: 8
+    PRETRAINED: ""
+    BLOCK_CHANNELS: (8, 16)
+    STREAM_CHANNELS: 16
+    NECK_CHANNELS: 8
+    SEG_CHANNELS: 8
+SOLVER:
+  IMS_PER_BATCH: 4
+  BASE_LR: 1.0e-3
+  MAX_ITER: 10
+  STEPS: (8,)
+  WARMUP_ITERS: 5
+  WEIGHT_DECAY: 1.0e-3
+  CHECKPOINT_PERIOD: 4
+  LOG_PERIOD: 1
+  CLIP_GRADIENTS:
+    ENABLED: True
+    CLIP_VALUE: 2.0
+TEST:
+  BATCH_SIZE: 4
+  BOOTSTRAP: 0
+DATALOADER:
+  NUM_WORKERS: 0
+"""
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real data; tests that need it skip where SCENEKD_TEST_DATA is unset."""
+    folder = os.environ.get("SCENEKD_TEST_DATA")
+    if not folder:
+        pytest.skip("SCENEKD_TEST_DATA is not set")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small scenes data set: train 12, val 6."""
+    from scenekd.data.scenes import generate_scenes
+
+    root = tmp_path_factory.mktemp("scenes") / "data"
+    generate_scenes(root, splits={"train": 12, "val": 6}, seed=3, progress=False)
+    return root
+
+
+@pytest.fixture
+def tiny_config(scenes: Path, tmp_path: Path) -> Callable[..., object]:
+    """``tiny_config(folder, *overrides)``: a configuration of a few seconds' training."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(_TINY.format(root=scenes))
+
+    def build(folder: str, *overrides: object) -> object:
+        pairs = ["OUTPUT_DIR", str(tmp_path / folder), *map(str, overrides)]
+        return load_config(file, pairs)
+
+    return build
