@@ -1,5 +1,4 @@
-"""BlitzNet layer by layer: map sizes and parameter counts from the paper's channel rules, by arithmetic of the
-test's own."""
+"""BlitzNet layer by layer: map sizes and parameter counts by the paper's channel rules, computed apart."""
 
 import pytest
 import torch
