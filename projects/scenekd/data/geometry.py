@@ -65,6 +65,13 @@ def _along(field: np.ndarray, position: np.ndarray, axis: int) -> np.ndarray:
     return left + share * (right - left)
 
 
+def centres_inside(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """(T, N) bool: whether the centre of each of N boxes lies inside each of T windows."""
+    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
+    x0, y0, x1, y1 = (side[:, None] for side in windows.T)
+    return (x > x0) & (x < x1) & (y > y0) & (y < y1)
+
+
 @dataclass
 class Frame:
     """What part of a sample will be seen, while transforms are still being drawn.
@@ -179,7 +186,7 @@ class _Axis:
 
 
 def _draw_image(image: np.ndarray, across: _Axis, down: _Axis) -> np.ndarray:
-    """Bilinear where an axis grows, area averages where both shrink or stay."""
+    """Bilinear; area averages where both axes shrink to less than half, as bilinear would skip pixels."""
     height, width = image.shape[:2]
     result = np.empty((down.out, across.out, 3), np.uint8)
     covered = (across.d0, down.d0, across.d1, down.d1) == (0, 0, across.out, down.out)
@@ -190,10 +197,10 @@ def _draw_image(image: np.ndarray, across: _Axis, down: _Axis) -> np.ndarray:
         part = image[down.s0 : down.s1, across.s0 : across.s1]
         size = (across.d1 - across.d0, down.d1 - down.d0)
         if size != (part.shape[1], part.shape[0]):
-            shrinks = across.scale <= 1 and down.scale <= 1
+            shrinks = max(across.scale, down.scale) < 0.5
             part = cv2.resize(part, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
         result[down.d0 : down.d1, across.d0 : across.d1] = part
-    return np.ascontiguousarray(result[:, ::-1]) if across.flip else result
+    return cv2.flip(result, 1) if across.flip else result
 
 
 def _draw_labels(sem_seg: np.ndarray, across: _Axis, down: _Axis, fill: int) -> np.ndarray:
@@ -202,7 +209,7 @@ def _draw_labels(sem_seg: np.ndarray, across: _Axis, down: _Axis, fill: int) -> 
     if not (across.outside(width) or down.outside(height)):
         part = sem_seg.take(down.labels(height), axis=0).take(across.labels(width), axis=1)
         result[down.d0 : down.d1, across.d0 : across.d1] = part
-    return np.ascontiguousarray(result[:, ::-1]) if across.flip else result
+    return cv2.flip(result, 1) if across.flip else result
 
 
 def _move_boxes(boxes: np.ndarray, across: _Axis, down: _Axis) -> np.ndarray:

@@ -69,7 +69,7 @@ class Mapper:
             BadRecordError: the image is unusable; with ``ON_ERROR: skip`` only if all are.
         """
         sample = self.sample(index)
-        image = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        image = torch.from_numpy(sample.image).permute(2, 0, 1).contiguous()
         return image, self._target(sample)
 
     def sample(self, index: int) -> Sample:

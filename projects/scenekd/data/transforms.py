@@ -7,19 +7,18 @@ Those that only choose a window of the image (see :mod:`scenekd.data.geometry`) 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 
 from ..errors import UserError
 from ..registry import register
 from ..sample import IGNORE_INDEX, Sample
-from .geometry import MEAN_COLOUR, Frame, hide_padding, identity_coordinates, move_coordinates
+from .geometry import Frame, centres_inside, identity_coordinates
 from .photometric import Photometric
+from .rotate import Rotate
 
 __all__ = [
     "Compose",
@@ -34,7 +33,6 @@ __all__ = [
     "ZoomOut",
     "build_transforms",
     "identity_coordinates",
-    "move_coordinates",
 ]
 
 
@@ -152,12 +150,12 @@ class IoUCrop(_Window):
             return
         windows = self._draw(frame, rng)
         boxes = frame.boxes[frame.keep] if frame.keep.any() else frame.picture[None]
-        good = _centres_inside(windows, boxes) & (_iou(windows, boxes) >= self.min_overlaps[choice])
+        good = centres_inside(windows, boxes) & (_iou(windows, boxes) >= self.min_overlaps[choice])
         found = np.flatnonzero(good.any(axis=1))
         if not len(found):
             return
         window = windows[found[0]]
-        frame.keep &= _centres_inside(window[None], frame.boxes)[0]
+        frame.keep &= centres_inside(window[None], frame.boxes)[0]
         frame.x0, frame.y0, frame.x1, frame.y1 = (int(value) for value in window)
 
     def _draw(self, frame: Frame, rng: np.random.Generator) -> np.ndarray:
@@ -171,12 +169,6 @@ class IoUCrop(_Window):
         x0 = frame.x0 + np.floor(right * (width - w + 1))
         y0 = frame.y0 + np.floor(down * (height - h + 1))
         return np.stack([x0, y0, x0 + w, y0 + h], axis=1)[fits]
-
-
-def _centres_inside(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    x, y = (boxes[:, 0] + boxes[:, 2]) / 2, (boxes[:, 1] + boxes[:, 3]) / 2
-    x0, y0, x1, y1 = (side[:, None] for side in windows.T)
-    return (x > x0) & (x < x1) & (y > y0) & (y < y1)
 
 
 def _iou(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
@@ -198,8 +190,8 @@ class Flip(_Window):
 
 
 class Resize(_Window):
-    """Resize to (height, width): the image by area averages where both sides shrink, else bilinearly; the
-    mask to the nearest pixel."""
+    """Resize to (height, width): the image bilinearly, or by area averages where both sides shrink to
+    less than half; the mask to the nearest pixel."""
 
     def __init__(self, height: int, width: int) -> None:
         self.size = (height, width)
@@ -217,79 +209,6 @@ class DropSmallBoxes:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         keep = ((sample.boxes[:, 2:] - sample.boxes[:, :2]) >= self.min_side).all(axis=1)
         return sample if keep.all() else sample.select(keep)
-
-
-class Rotate:
-    """Rotate about the image's centre by U(−degrees, degrees); the size stays, corners show the mean colour.
-
-    A box becomes the box around its rotated corners, clipped; one whose centre leaves the image is dropped.
-    """
-
-    def __init__(self, degrees: float, prob: float = 1.0, *, fill_seg: int = IGNORE_INDEX) -> None:
-        self.degrees, self.prob, self.fill_seg = degrees, prob, fill_seg
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        if rng.random() >= self.prob:
-            return sample
-        height, width = sample.image.shape[:2]
-        # OpenCV's pixel (0, 0) is the first pixel's centre, so the image's centre is half a pixel less.
-        centre = ((width - 1) / 2, (height - 1) / 2)
-        matrix = cv2.getRotationMatrix2D(centre, float(rng.uniform(-self.degrees, self.degrees)), 1.0)
-        inverse = cv2.invertAffineTransform(matrix)
-        field = sample.coordinates
-        if field is None:
-            field = identity_coordinates(height, width)
-        sem_seg = sample.sem_seg
-        if sem_seg is not None:
-            sem_seg = _warp(sem_seg, matrix, cv2.INTER_NEAREST, (self.fill_seg,))
-        boxes, keep = _rotate_boxes(sample.boxes, matrix, height, width)
-        return dataclasses.replace(
-            sample,
-            image=_warp(sample.image, matrix, cv2.INTER_LINEAR, MEAN_COLOUR),
-            boxes=boxes,
-            sem_seg=sem_seg,
-            coordinates=_rotate_field(field, inverse),
-        ).select(keep)
-
-
-def _warp(image: np.ndarray, matrix: np.ndarray, how: int, fill: tuple[int, ...]) -> np.ndarray:
-    height, width = image.shape[:2]
-    return cv2.warpAffine(
-        image, matrix, (width, height), flags=how, borderMode=cv2.BORDER_CONSTANT, borderValue=fill
-    )
-
-
-def _rotate_boxes(
-    boxes: np.ndarray, matrix: np.ndarray, height: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(boxes around the rotated corners, which of them keep their centre in the image)."""
-    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) - 0.5  # box corners to OpenCV's pixels
-    moved = corners @ matrix[:, :2].T + matrix[:, 2] + 0.5
-    around = np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
-    keep = _centres_inside(np.asarray([[0, 0, width, height]], np.float32), around)[0]
-    return np.clip(around, 0, [width, height, width, height]).astype(np.float32), keep
-
-
-def _rotate_field(field: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """The field at the rotated pixels, continued linearly; NaN where a part cut off earlier would turn up."""
-    height, width = field.shape[:2]
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    source = np.stack([x, y], axis=2) @ inverse[:, :2].T + inverse[:, 2]
-    # Ours are all affine, so a coarse grid tells the whole field.
-    step = max(1, min(height, width) // 16)
-    known = np.zeros((height, width), bool)
-    known[::step, ::step] = True
-    known &= np.isfinite(field).all(axis=2)
-    if not known.any():
-        return np.full_like(field, np.nan)
-    basis = np.stack([np.ones(known.sum()), x[known], y[known]], axis=1)
-    affine = np.linalg.lstsq(basis, field[known].astype(np.float64), rcond=None)[0]
-    moved = (affine[0] + source @ affine[1:]).astype(np.float32)
-    x, y = source[..., 0], source[..., 1]
-    hide_padding(moved, (x < -0.5) | (x > width - 0.5) | (y < -0.5) | (y > height - 0.5))
-    cells = np.clip(np.rint(source), 0, [width - 1, height - 1]).astype(np.intp)
-    moved[np.isnan(field[cells[..., 1], cells[..., 0]]).any(axis=2)] = np.nan
-    return moved
 
 
 def build_transforms(cfg: Any, train: bool) -> Compose:
