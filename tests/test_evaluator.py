@@ -1,5 +1,6 @@
 """The evaluation of a data set: what counts, what is refused, COCO's numbers, and the trivial baseline."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -297,3 +298,24 @@ def test_reference_coco_numbers():
     expected += [0.386813, 0.593680, 0.595353, 0.639811, 0.566421, 0.564291]
     # The reference is printed to six places.
     np.testing.assert_allclose([result[name] / 100 for name in NUMBERS], expected, rtol=0, atol=5.1e-7)
+
+
+def test_coco_interval_is_ap_over_resampled_images():
+    """The slow way: repeat the drawn images under new ids and score them again."""
+    dataset = make_dataset(num_images=6, seed=4)
+    evaluator = Evaluator(dataset, tasks=["bbox"], box_metric="coco", bootstrap=30, seed=9)
+    add_all(evaluator, dataset.records)
+    result = evaluator.summarize()["bbox"]
+    values = []
+    for drawn in np.random.default_rng(9).integers(0, 6, size=(30, 6)):
+        copies = [
+            dataclasses.replace(dataset.records[i], image_id=f"copy{n}") for n, i in enumerate(np.sort(drawn))
+        ]
+        again = Evaluator(Dataset("again", ("a", "b"), copies), tasks=["bbox"], box_metric="coco")
+        for copy, i in zip(copies, np.sort(drawn)):
+            again.add(copy.image_id, make_prediction(dataset, dataset.records[i]))
+        summary = again.summarize()["bbox"]
+        values.append([summary["AP"], summary["AP-b"]])
+    for key, column in (("mAP", 0), ("AP", 0), ("AP-b", 1)):
+        expected = np.nanquantile([v[column] for v in values], [0.025, 0.975])
+        assert result[f"{key}_interval"] == pytest.approx(list(expected), abs=1e-6)

@@ -56,6 +56,13 @@ def test_matrix_for_any_integer_type_and_more_than_256_classes(dtype):
     assert (confusion_matrix(pred[:, ::2], label[:, ::2], 21).sum()) == (label[:, ::2] != 255).sum()
 
 
+def test_matrix_of_a_large_image_is_counted_in_parts(monkeypatch):
+    pred, label = random_maps(5, 255, dtype=np.uint8)
+    whole = confusion_matrix(pred, label, 5)
+    monkeypatch.setattr("scenekd.evaluation.semantic._PIXELS_AT_ONCE", 77)
+    assert (confusion_matrix(pred, label, 5) == whole).all()
+
+
 def test_matrix_is_indexed_label_then_prediction():
     # One pixel of class 0 taken for class 1.
     assert confusion_matrix(np.array([[1]]), np.array([[0]]), 2).tolist() == [[0, 1], [0, 0]]

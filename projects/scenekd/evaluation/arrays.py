@@ -1,4 +1,4 @@
-"""Arrays from whoever calls: torch tensors, numpy arrays or lists."""
+"""Arrays from whoever calls, and means over what is defined."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ def to_numpy(values: Any) -> np.ndarray:
     if isinstance(values, Tensor):
         return values.detach().cpu().numpy()
     return np.asarray(values)
+
+
+def defined_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is not NaN; NaN where nothing is."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0.0).sum(-1) / defined.sum(-1)

@@ -13,10 +13,10 @@ from .matching_voc import Matches
 
 # VOC2007's eleven recall levels, as the public evaluators compute them: 3 · 0.1 is a hair above 0.3, so that
 # a recall of exactly 3/10 does not reach the fourth level there.
-_RECALL_LEVELS = np.arange(11) * 0.1
+VOC07_LEVELS = np.arange(11) * 0.1
 
-# Weighted detections handled at once, which bounds the memory of the bootstrap.
-_CELLS_AT_ONCE = 4_000_000
+# Detections × resamples handled at once: bounds the memory of the bootstrap.
+_CELLS_AT_ONCE = 2_000_000
 
 
 class PrecisionRecall:
@@ -55,6 +55,7 @@ class PrecisionRecall:
     ) -> np.ndarray:
         """(T, C) float64 in 0…1; NaN for a class without countable ground truth."""
         result = np.full((len(iou_thresholds), self.num_classes), np.nan)
+        levels = VOC07_LEVELS if use_07_metric else None
         for t, threshold in enumerate(iou_thresholds):
             positive, counted = self.flags(threshold)
             for k in np.flatnonzero(self.positives):
@@ -62,7 +63,7 @@ class PrecisionRecall:
                 hits = np.flatnonzero(positive[part])
                 found = np.arange(1, len(hits) + 1)
                 precision = found / np.cumsum(counted[part])[hits]
-                result[t, k] = _area(precision, found, self.positives[k], use_07_metric)
+                result[t, k] = average(precision, found, self.positives[k], levels)
         return result
 
     def weighted_average_precision(
@@ -81,40 +82,68 @@ class PrecisionRecall:
         """
         result = np.full((len(weights), self.num_classes), np.nan)
         positive, counted = self.flags(iou_threshold)
+        levels = VOC07_LEVELS if use_07_metric else None
         for k in np.flatnonzero(self.positives):
-            start, stop = self._class_starts[k], self._class_starts[k + 1]
-            hits = np.flatnonzero(positive[start:stop])
-            # What comes after the last true positive changes nothing.
-            stop = start + (hits[-1] + 1 if len(hits) else 0)
-            used = np.flatnonzero(counted[start:stop])
-            images, is_hit = self._image[start:stop][used], positive[start:stop][used]
+            part = slice(self._class_starts[k], self._class_starts[k + 1])
             truth_images = self._truth_image[self._truth_labels == k]
-            chunk = max(1, _CELLS_AT_ONCE // max(len(used), len(truth_images), 1))
-            for b in range(0, len(weights), chunk):
-                drawn = weights[b : b + chunk]
-                total = drawn[:, truth_images].sum(axis=1)
-                rank = np.cumsum(drawn[:, images], axis=1)[:, is_hit]
-                found = np.cumsum(drawn[:, images[is_hit]], axis=1)
-                precision = found / np.maximum(rank, 1)
-                ap = _area(precision, found, np.maximum(total, 1)[:, None], use_07_metric)
-                result[b : b + chunk, k] = np.where(total > 0, ap, np.nan)
+            result[:, k] = weighted_ap(
+                positive[part], counted[part], self._image[part], truth_images, weights, levels
+            )
         return result
 
 
-def _area(precision: np.ndarray, found: np.ndarray, positives: np.ndarray, use_07_metric: bool) -> np.ndarray:
+def weighted_ap(
+    positive: np.ndarray,
+    counted: np.ndarray,
+    image: np.ndarray,
+    truth_images: np.ndarray,
+    weights: np.ndarray,
+    levels: np.ndarray | None,
+) -> np.ndarray:
+    """AP of one class under image weights.
+
+    Args:
+        positive, counted: (D,) bool, by falling score: true positive; true or false positive.
+        image: (D,) of each detection.
+        truth_images: (P,) image of each countable box.
+        weights: (B, I) whole numbers ≥ 0.
+        levels: recall levels, see :func:`average`.
+
+    Returns:
+        (B,), NaN where the resample holds no countable box.
+    """
+    hits = np.flatnonzero(positive)
+    # What comes after the last true positive changes nothing.
+    used = np.flatnonzero(counted[: hits[-1] + 1]) if len(hits) else hits
+    images, is_hit = image[used], positive[used]
+    result = np.full(len(weights), np.nan)
+    chunk = max(1, _CELLS_AT_ONCE // max(len(used), len(truth_images), 1))
+    for start in range(0, len(weights), chunk):
+        # Images first, so that picking a detection's weights copies a row.
+        drawn = np.ascontiguousarray(weights[start : start + chunk].T, dtype=np.int32)
+        total = drawn[truth_images].sum(axis=0)
+        ranks = np.cumsum(drawn[images], axis=0, dtype=np.int32)[is_hit]
+        found = np.cumsum(drawn[images[is_hit]], axis=0, dtype=np.int32)
+        ap = average(found / np.maximum(ranks, 1), found, np.maximum(total, 1), levels)
+        result[start : start + chunk] = np.where(total > 0, ap, np.nan)
+    return result
+
+
+def average(
+    precision: np.ndarray, found: np.ndarray, positives: np.ndarray, levels: np.ndarray | None
+) -> np.ndarray:
     """AP from the precision at each true positive.
 
     Args:
-        precision: (…, P) at the P true positives, in order of rank.
-        found: (…, P) true positives up to there; found / positives is the recall.
-        positives: (…, 1) or a number, > 0.
-        use_07_metric: the mean over eleven recall levels of the best precision at that recall or beyond;
-            otherwise the area under the monotone envelope of the curve.
+        precision: (P, …) at the P true positives, in order of rank.
+        found: (P, …) true positives up to there; found / positives is the recall.
+        positives: (…) or a number, > 0.
+        levels: (L,) recall levels, rising from 0: the mean over them of the best precision at that recall or
+            beyond. None: the area under the monotone envelope of the curve.
     """
-    envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
-    if not use_07_metric:
-        return (envelope * np.diff(found, axis=-1, prepend=0) / positives).sum(axis=-1)
-    recall = found / positives
+    envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
+    if levels is None:
+        return (envelope * np.diff(found, axis=0, prepend=0) / positives).sum(axis=0)
     # Recall rises, so the best precision at a level is the envelope where recall first reaches it.
-    best = [np.where(recall >= level, envelope, 0).max(axis=-1, initial=0) for level in _RECALL_LEVELS]
-    return np.mean(best, axis=0)
+    reached = np.searchsorted(levels, found / positives, side="right")
+    return (envelope * np.diff(reached, axis=0, prepend=0)).sum(axis=0) / len(levels)

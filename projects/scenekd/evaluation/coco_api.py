@@ -22,6 +22,7 @@ from pycocotools.cocoeval import COCOeval
 from ..data.records import Dataset
 from ..errors import UserError
 from .arrays import to_numpy
+from .coco_interval import coco_ap_interval
 from .image_records import ImageRecords
 
 # The twelve numbers in the order of COCOeval.stats.
@@ -137,11 +138,13 @@ class CocoRecords(ImageRecords[tuple[np.ndarray, np.ndarray, np.ndarray]]):
         self._records[image_id] = boxes, scores, labels
 
     def summary(self, *, bootstrap: int = 0, seed: int = 0) -> dict[str, Any]:
-        """Percentages: COCO's twelve numbers (:data:`NUMBERS`), ``mAP`` = ``AP`` (IoU .50 to .95),
-        ``AP-<name>``.
+        """Percentages: COCO's twelve (:data:`NUMBERS`), ``mAP`` = ``AP`` (IoU .50 to .95), ``AP-<name>``.
 
-        NaN where there is no ground truth. COCO AP has no bootstrap interval; the arguments are those of the
-        other records.
+        NaN where there is no ground truth.
+
+        Args:
+            bootstrap: resamples of the images for the 95 % intervals ``mAP_interval``, ``AP_interval`` and
+                ``AP-<name>_interval`` = [low, high]; 0: none.
         """
         evaluation = self._evaluate()
         numbers = np.where(evaluation.stats < 0, np.nan, 100 * evaluation.stats)
@@ -154,6 +157,13 @@ class CocoRecords(ImageRecords[tuple[np.ndarray, np.ndarray, np.ndarray]]):
             defined = precision[:, :, position[category]]
             defined = defined[defined > -1]
             result[f"AP-{name}"] = 100 * float(defined.mean()) if defined.size else float("nan")
+        if bootstrap:
+            low, high = coco_ap_interval(evaluation, resamples=bootstrap, seed=seed)
+            columns = {"mAP": 0, "AP": 0}
+            for name, category in zip(self.classes, self.truth.category_ids):
+                columns[f"AP-{name}"] = 1 + position[category]
+            for key, k in columns.items():
+                result[f"{key}_interval"] = [100 * float(low[k]), 100 * float(high[k])]
         return result
 
     def _evaluate(self) -> COCOeval:

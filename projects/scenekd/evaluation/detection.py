@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import to_numpy
+from .arrays import defined_mean, to_numpy
 from .average_precision import PrecisionRecall
 from .image_records import ImageRecords
 from .matching_voc import Boxes, Matches, concatenate, match
@@ -145,8 +145,7 @@ class DetectionRecords(ImageRecords[Matches]):
         parts = self._sorted()
         curve = PrecisionRecall(concatenate(parts), len(self.classes))
         per_class = 100 * curve.average_precision(IOU_THRESHOLDS, use_07_metric=self.use_07_metric)
-        countable = curve.positives > 0
-        means = per_class[:, countable].mean(axis=1) if countable.any() else np.full(len(per_class), np.nan)
+        means = defined_mean(per_class)
         result: dict[str, Any] = {
             "mAP": float(means[0]),
             "AP": float(means.mean()),
@@ -166,9 +165,6 @@ class DetectionRecords(ImageRecords[Matches]):
     ) -> tuple[np.ndarray, np.ndarray]:
         def statistic(weights: np.ndarray) -> np.ndarray:
             ap = 100 * curve.weighted_average_precision(weights, 0.5, use_07_metric=self.use_07_metric)
-            defined = ~np.isnan(ap)
-            with np.errstate(invalid="ignore"):
-                mean = np.where(defined, ap, 0).sum(axis=1) / defined.sum(axis=1)
-            return np.concatenate([mean[:, None], ap], axis=1)
+            return np.concatenate([defined_mean(ap)[:, None], ap], axis=1)
 
         return bootstrap_interval(statistic, num_images, resamples=resamples, seed=seed)
