@@ -233,6 +233,7 @@ def test_pretrained_is_left_out_for_a_checkpoint():
         (["MODEL.BLITZNET.TASKS", "('depth',)"], "MODEL.BLITZNET.TASKS"),
         (["MODEL.BLITZNET.TASKS", "()"], "MODEL.BLITZNET.TASKS"),
         (["MODEL.BLITZNET.RESIZE", "cubic"], "MODEL.BLITZNET.RESIZE"),
+        (["MODEL.BLITZNET.BLOCK_CHANNELS", "(64,)"], "MODEL.BLITZNET.BLOCK_CHANNELS"),
         (["INPUT.SIZE", 32], "INPUT.SIZE: image size must be at least 64"),
     ],
 )

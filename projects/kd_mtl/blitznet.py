@@ -127,6 +127,10 @@ class BlitzNet(nn.Module):
             raise UserError(f"MODEL.BLITZNET.TASKS: {tuple(node.TASKS)}; choose one or both of {TASKS}")
         if node.RESIZE not in ("bilinear", "nearest"):
             raise UserError(f"MODEL.BLITZNET.RESIZE: {node.RESIZE!r}; choose bilinear or nearest")
+        if len(node.BLOCK_CHANNELS) != 2:
+            raise UserError(
+                f"MODEL.BLITZNET.BLOCK_CHANNELS: {tuple(node.BLOCK_CHANNELS)}; give (inner, outer)"
+            )
         try:
             block_sizes(cfg.INPUT.SIZE)
         except ValueError as error:
@@ -185,7 +189,10 @@ class BlitzNet(nn.Module):
                 f"SOLVER.IMS_PER_BATCH: at INPUT.SIZE {self.image_size} the deepest map is one cell, so that "
                 "batch normalisation needs two images a process and step; raise it"
             )
-        maps = self.streams(self.trunk((images - self.pixel_mean) / self.pixel_std))
+        x = (images - self.pixel_mean) / self.pixel_std
+        if x.device.type == "cpu":  # a tenth faster there; the layers keep the layout
+            x = x.contiguous(memory_format=torch.channels_last)
+        maps = self.streams(self.trunk(x))
         outputs = {}
         if "detection" in self.tasks:
             outputs["class_logits"], outputs["offsets"] = self.detection(maps)
