@@ -1,0 +1,115 @@
+"""Curves of a run and bars of several runs, as PNG. Lines are those of ``metrics.json``."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLUMNS = 3
+_SMOOTH_FROM = 100  # points; fewer are readable as they are
+HEADLINES = ("sem_seg/mIoU", "bbox/mAP", "bbox/AP50", "bbox/AP")
+
+Lines = Sequence[Mapping[str, Any]]
+
+
+def loss_curves(lines: Lines) -> bytes | None:
+    """One small plot for each loss, with its own axis, and one for the learning rate; None without lines."""
+    rows = [line for line in lines if "total_loss" in line]
+    if not rows:
+        return None
+    names = ["total_loss", *sorted({k for row in rows for k in row if k.startswith("loss_")}), "lr"]
+    figure, axes = _grid(len(names))
+    for i, (axis, name) in enumerate(zip(axes, names)):
+        x, y = _series(rows, name)
+        colour = COLOURS[i % len(COLOURS)]
+        if len(y) >= _SMOOTH_FROM and name != "lr":
+            axis.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+            y = running_mean(y, len(y) // 30)
+        axis.plot(x, y, color=colour, marker="o" if len(y) == 1 else None)
+        axis.set_title({"total_loss": "total loss", "lr": "learning rate"}.get(name, name))
+        if len(y) and y.min() >= 0:
+            axis.set_ylim(bottom=0)  # so that noise does not look like progress
+    return _png(figure)
+
+
+def evaluation_curves(lines: Lines) -> bytes | None:
+    """The headline numbers of the periodic evaluations, in percent; None where there were none."""
+    rows = [line for line in lines if "total_loss" not in line]
+    names = [name for name in HEADLINES if any(name in row for row in rows)]
+    if not names:
+        return None
+    figure, axes = _grid(len(names))
+    for i, (axis, name) in enumerate(zip(axes, names)):
+        axis.plot(*_series(rows, name), color=COLOURS[i], marker="o")
+        axis.set_title(f"{name} in %")
+    return _png(figure)
+
+
+def bar_chart(
+    names: Sequence[str], series: Mapping[str, Sequence[float]], trivial: Mapping[str, float] | None = None
+) -> bytes:
+    """One small plot for each metric, one bar for each name, in percent.
+
+    Args:
+        series: metric → a value for each name; what is not finite has no bar.
+        trivial: metric → the number of the trivial baseline, drawn as a dashed line.
+    """
+    figure, axes = _grid(len(series))
+    for axis, (metric, values) in zip(axes, series.items()):
+        heights = [value if math.isfinite(value) else 0.0 for value in values]
+        bars = axis.bar(
+            range(len(names)), heights, color=[COLOURS[i % len(COLOURS)] for i in range(len(names))]
+        )
+        axis.bar_label(bars, [f"{v:.1f}" if math.isfinite(v) else "–" for v in values], fontsize=9)
+        axis.set_xticks(range(len(names)), names)
+        axis.set_title(f"{metric} in %")
+        axis.set_xlabel("")
+        axis.set_axisbelow(True)
+        axis.margins(y=0.15)
+        level = (trivial or {}).get(metric, math.nan)
+        if math.isfinite(level):
+            axis.axhline(level, color="black", linestyle="--", linewidth=1)
+            axis.set_xlabel(f"dashed: trivial baseline, {level:.1f}", fontsize=9)
+    return _png(figure)
+
+
+def running_mean(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean over up to ``width`` values on each side, fewer at the ends; (n,) → (n,)."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - width, 0), np.minimum(index + width + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _series(rows: Lines, name: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(row["iteration"], row[name]) for row in rows if isinstance(row.get(name), (int, float))]
+    x, y = np.asarray(points, float).reshape(-1, 2).T
+    return x, y
+
+
+def _grid(count: int) -> tuple[Figure, list[Axes]]:
+    columns = min(count, _COLUMNS)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(3.9 * columns, 2.6 * rows), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_xlabel("iteration", fontsize=9)
+        axis.tick_params(labelsize=8)
+        axis.title.set_fontsize(10)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
