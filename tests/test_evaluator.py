@@ -13,10 +13,9 @@ from torchmetrics.detection import MeanAveragePrecision
 from scenekd.config import get_cfg
 from scenekd.data.records import Dataset, Record
 from scenekd.errors import UserError
-from scenekd.evaluation.baseline import trivial_baseline
 from scenekd.evaluation.coco_api import NUMBERS, CocoTruth
 from scenekd.evaluation.detection import voc_ap
-from scenekd.evaluation.evaluator import Evaluator
+from scenekd.evaluation.evaluator import Evaluator, trivial_baseline
 from scenekd.sample import Prediction
 
 HEIGHT, WIDTH = 40, 60
@@ -265,6 +264,9 @@ def test_trivial_baseline_by_hand():
     assert np.isnan(result["bbox"]["AP-b"])
     with pytest.raises(ValueError, match="different classes"):
         trivial_baseline(train, Dataset("test", ("a",), test.records))
+    for r in train.records:
+        r.boxes = None
+    assert list(trivial_baseline(train, test)) == ["sem_seg"]
 
 
 def test_reference_coco_numbers():

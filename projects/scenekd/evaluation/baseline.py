@@ -7,54 +7,36 @@ class (as fractions of the image), scored by the share of training images that h
 
 from __future__ import annotations
 
-from typing import Any
-
 import cv2
 import numpy as np
 
 from ..data.records import Dataset
 from ..sample import IGNORE_INDEX
-from .evaluator import Evaluator
 
 # Cells a side at which positions are compared.
 _GRID = 64
 
 
-def trivial_baseline(
-    train_dataset: Dataset, test_dataset: Dataset, evaluator: Evaluator | None = None
-) -> dict[str, dict[str, Any]]:
-    """Score the trivial predictor, drawn from ``train_dataset``, on ``test_dataset``.
+class TrivialPredictor:
+    """The predictor drawn from the labels of ``dataset``."""
 
-    Args:
-        evaluator: of ``test_dataset``, without records; by default one with the default metrics.
+    def __init__(self, dataset: Dataset) -> None:
+        self._layout = frequent_layout(dataset)
+        self._boxes, self._scores = mean_boxes(dataset)
 
-    Returns:
-        as :meth:`Evaluator.summarize`; a task without training labels is left out.
-
-    Raises:
-        ValueError: the data sets have different classes.
-        UserError: no task has labels in both.
-    """
-    if train_dataset.classes != test_dataset.classes:
-        raise ValueError("the training and the test set have different classes")
-    evaluator = evaluator or Evaluator(test_dataset)
-    layout = frequent_layout(train_dataset)
-    boxes, scores = mean_boxes(train_dataset)
-    labels = np.flatnonzero(scores)
-    for record in test_dataset.records:
-        height, width = record.size()
-        mask = None
+    def predict(self, height: int, width: int) -> dict[str, np.ndarray | None]:
+        """boxes, labels, scores and sem_seg of an image of that size; None for a task without labels."""
+        layout, labels = self._layout, np.flatnonzero(self._scores)
+        sem_seg = None
         if layout is not None:
-            mask = cv2.resize(layout, (width, height), interpolation=cv2.INTER_NEAREST)
-        scaled = boxes[labels] * np.array([width, height, width, height])
-        evaluator.add_arrays(
-            record.image_id,
-            boxes=scaled if len(labels) else None,
-            labels=labels,
-            scores=scores[labels],
-            sem_seg=mask,
-        )
-    return evaluator.summarize()
+            sem_seg = cv2.resize(layout, (width, height), interpolation=cv2.INTER_NEAREST)
+        boxes = self._boxes[labels] * np.array([width, height, width, height])
+        return {
+            "boxes": boxes if len(labels) else None,
+            "labels": labels,
+            "scores": self._scores[labels],
+            "sem_seg": sem_seg,
+        }
 
 
 def frequent_layout(dataset: Dataset) -> np.ndarray | None:

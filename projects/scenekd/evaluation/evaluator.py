@@ -19,6 +19,7 @@ from ..data.records import Dataset
 from ..errors import UserError
 from ..sample import Prediction
 from .arrays import to_numpy
+from .baseline import TrivialPredictor
 from .coco_api import CocoRecords, CocoTruth
 from .detection import DetectionRecords
 from .image_records import ImageRecords
@@ -189,6 +190,30 @@ class Evaluator:
                 f"{self.dataset.name} that have ground truth of {' or '.join(self.tasks)}"
             )
         return result
+
+
+def trivial_baseline(
+    train_dataset: Dataset, test_dataset: Dataset, evaluator: Evaluator | None = None
+) -> dict[str, dict[str, Any]]:
+    """Score the predictor that looks at no image (:mod:`.baseline`), drawn from the training labels.
+
+    Args:
+        evaluator: of ``test_dataset``, without records; by default one with the default metrics.
+
+    Returns:
+        as :meth:`Evaluator.summarize`; a task without training labels is left out.
+
+    Raises:
+        ValueError: the data sets have different classes.
+        UserError: no task has labels in both.
+    """
+    if train_dataset.classes != test_dataset.classes:
+        raise ValueError("the training and the test set have different classes")
+    evaluator = evaluator or Evaluator(test_dataset)
+    predictor = TrivialPredictor(train_dataset)
+    for record in test_dataset.records:
+        evaluator.add_arrays(record.image_id, **predictor.predict(*record.size()))
+    return evaluator.summarize()
 
 
 def _has_truth(record: Any, task: str) -> bool:
