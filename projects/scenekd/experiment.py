@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import torch
+import torch.distributed as dist
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -219,6 +220,15 @@ class Experiment:
             best=self.best,
         )
         checkpoint.atomic_save(state, self.output_dir / checkpoint.LAST)
+
+    def sync_buffers(self) -> None:
+        """Average the batch statistics over processes, so that all evaluate, and rank 0 saves, one network."""
+        if self.world_size == 1:
+            return
+        for buffer in self.net.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= self.world_size
 
     def save_model(self, name: str = checkpoint.MODEL_FINAL) -> None:
         """Write the network as a model checkpoint."""

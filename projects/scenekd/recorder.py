@@ -82,6 +82,7 @@ class Recorder:
 
     def save(self, iteration: int, scaler: dict[str, Any] | None = None) -> None:
         """Write ``last.pth``, and at the end ``model_final.pth``."""
+        self.experiment.sync_buffers()
         if not self.experiment.is_main:
             return
         done = iteration + 1

@@ -65,6 +65,7 @@ def evaluate(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def _evaluate(experiment: Experiment, model: nn.Module) -> dict[str, dict[str, Any]]:
+    experiment.sync_buffers()
     data, cfg, metrics = experiment.test_data, experiment.cfg, experiment.metrics
     evaluator: DatasetEvaluator
     if cfg.TEST.EVALUATOR == "framework":

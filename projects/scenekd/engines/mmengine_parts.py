@@ -92,6 +92,10 @@ class SceneKDHook(Hook):
             scaler = getattr(runner.optim_wrapper, "loss_scaler", None)
             self.recorder.save(batch_idx, scaler.state_dict() if scaler else None)
 
+    def before_val_epoch(self, runner: Runner) -> None:
+        """One set of batch statistics in every process."""
+        self.recorder.experiment.sync_buffers()
+
     def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
         """Log the evaluation."""
         if self.metric is not None:
@@ -149,7 +153,6 @@ class SceneKDMetric(BaseMetric):
         self.evaluator.merge(states)
         self.latest = self.evaluator.summarize() if self.evaluator.tasks else {}
         for task, metric in self.framework_metrics.items():
-            metric.dataset_meta = self.dataset_meta
             self.latest[task] = {name.split("/")[-1]: v for name, v in metric.evaluate(size).items()}
         self.evaluator.reset()
         return dict(flatten(self.latest))

@@ -97,7 +97,8 @@ def _metric(experiment: Experiment) -> SceneKDMetric:
         metrics = tuple(metric for metric in metrics if metric != "sem_seg")
     evaluator = Evaluator.from_config(experiment.test_data, experiment.cfg, metrics)
     metric = SceneKDMetric(evaluator, framework)
-    metric.dataset_meta = {"classes": ("background", *experiment.test_data.classes)}
+    for each in (metric, *framework.values()):
+        each.dataset_meta = {"classes": ("background", *experiment.test_data.classes)}
     return metric
 
 
