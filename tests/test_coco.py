@@ -106,7 +106,18 @@ def test_a_file_of_another_format_and_a_broken_object(tmp_path: Path) -> None:
     with pytest.raises(BadRecordError, match="without a box"):
         load_dataset("coco_tiny", root=root)
     (tmp_path / "annotations" / "instances_tiny.json").write_text("[1]")
-    with pytest.raises(UserError, match="not COCO's instances json"):
+    with pytest.raises(UserError, match="not COCO's instances json: needs images with"):
+        load_dataset("coco_tiny", root=root)
+    (tmp_path / "annotations" / "instances_tiny.json").write_text('{"images": [')
+    with pytest.raises(UserError, match="not valid json"):
+        load_dataset("coco_tiny", root=root)
+
+
+def test_an_image_outside_its_folder_is_refused(tmp_path: Path) -> None:
+    root = _write(tmp_path, [])
+    path = tmp_path / "annotations" / "instances_tiny.json"
+    path.write_text(path.read_text().replace("seven.png", "../../seven.png"))
+    with pytest.raises(UserError, match="outside its folder"):
         load_dataset("coco_tiny", root=root)
 
 

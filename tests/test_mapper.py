@@ -247,3 +247,33 @@ def test_real_images_keep_boxes_and_masks_together() -> None:
             agreeing += bool((inside == label + 1).any())
     assert total > 20
     assert agreeing / total > 0.95  # tiny objects may be void altogether
+
+
+@pytest.mark.skipif(not REAL, reason="SCENEKD_TEST_DATA is not set")
+def test_a_real_teacher_agrees_with_the_masks_as_well_after_augmentation_as_before() -> None:
+    from scenekd.teachers.build import open_store
+
+    cfg = bare_config(ROOT=f"{REAL}/voc_pool_320")
+    cfg.TEACHER.SEGMENTATION.TYPE = "folder"
+    cfg.TEACHER.SEGMENTATION.WEIGHTS = f"{REAL}/voc_pool_320/TeacherSegmentation"
+    cfg.DISTILL.SEGMENTATION.POLICY = "combined"
+    dataset = load_datasets(("voc_seg_train_vocmask",), cfg, train=True)
+    options: dict[str, Any] = {
+        "teachers": {"segmentation": open_store(cfg, "segmentation")},
+        "soft_size": (300, 300),
+    }
+    augmented = Mapper(dataset, cfg, train=True, **options)
+    plain = Mapper(dataset, cfg, train=False, policy=augmented.policy, **options)
+    agreement = []
+    for mapper in (augmented, plain):
+        equal = total = 0
+        for draw in range(40):
+            index = draw if mapper.train else record_index(cfg.SEED, draw, len(dataset))
+            target = mapper(index)[1]
+            counted = target.soft_valid & (target.sem_seg != 255)
+            equal += int((target.soft_seg.argmax(0) == target.sem_seg)[counted].sum())
+            total += int(counted.sum())
+        agreement.append(equal / total)
+    # the images weigh differently, as zoom-out and crop change their area
+    assert agreement[0] == pytest.approx(agreement[1], abs=0.03)
+    assert agreement[1] > 0.8

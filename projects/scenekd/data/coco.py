@@ -90,12 +90,26 @@ def load_coco(name: str, root: str = "", classes: tuple[str, ...] = (), on_error
     return dataset
 
 
+_REQUIRED = {
+    "images": {"id", "file_name", "height", "width"},
+    "annotations": {"image_id", "category_id"},
+    "categories": {"id", "name"},
+}
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
-        assert all(isinstance(content[key], list) for key in ("images", "annotations", "categories"))
-    except (ValueError, KeyError, TypeError, AssertionError):
-        raise UserError(f"{path}: not COCO's instances json (images, annotations, categories)") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid json ({error})") from None
+    for part, keys in _REQUIRED.items():
+        items = content.get(part) if isinstance(content, dict) else None
+        if not isinstance(items, list) or not all(isinstance(i, dict) and keys <= i.keys() for i in items):
+            raise UserError(f"{path}: not COCO's instances json: needs {part} with {', '.join(sorted(keys))}")
+    for item in content["images"]:
+        name = Path(item["file_name"])
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(f"{path}: image {name} lies outside its folder; use names below it")
     return content
 
 

@@ -127,7 +127,7 @@ def build_policy(
 
     Args:
         image_ids: of the training set; ``fixed_subset`` chooses exactly round(n · FRACTION) of them.
-        teachers: tasks for which a teacher is at hand; by default those with a ``TEACHER.<TASK>.TYPE``.
+        teachers: tasks for which a teacher is at hand; by default those with a TEACHER.<TASK>.TYPE or CACHE.
 
     Raises:
         UserError: an unknown policy, a value out of range, or no teacher for a policy that needs one.
@@ -135,7 +135,8 @@ def build_policy(
     ids = list(image_ids)
     policy = SourcePolicy(*(_task_policy(cfg, task, ids) for task in ("DETECTION", "SEGMENTATION")))
     if teachers is None:
-        teachers = [task for task in policy.teacher_tasks if cfg.TEACHER[task.upper()].TYPE]
+        nodes = {task: cfg.TEACHER[task.upper()] for task in policy.teacher_tasks}
+        teachers = [task for task, node in nodes.items() if node.TYPE or node.CACHE]
     for task in set(policy.teacher_tasks) - set(teachers):
         raise UserError(
             f"DISTILL.{task.upper()}.POLICY: {getattr(policy, task).kind} needs a teacher; "
