@@ -1,7 +1,8 @@
-"""Configuration: detectron2's keys where it has one, ours under SYSTEM, DATASETS, TEACHER, DISTILL, MODEL.<system>.
+"""Configuration: detectron2's keys where it has one; ours stand below SYSTEM, DATASETS, TEACHER, DISTILL and
+MODEL.<system>.
 
-YAML is read through fvcore's CfgNode: ``_BASE_`` inherits, ``KEY VALUE`` pairs override. The comment of a key is
-its documentation. Systems add their own node with :func:`register_system_defaults`.
+YAML is read through fvcore's CfgNode: ``_BASE_`` inherits, ``KEY VALUE`` pairs override. The comment of a key
+is its documentation. Systems add their own node with :func:`register_system_defaults`.
 """
 
 from __future__ import annotations
@@ -190,21 +191,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CN:
         raise UserError(f"{path}: no such config file")
     try:
         loaded = CN.load_yaml_with_base(str(path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path}: _BASE_ leads to {error.filename}: {error.strerror}") from None
+    except RecursionError:
+        raise UserError(f"{path}: _BASE_ leads back to the file itself") from None
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, AssertionError) as error:
+        raise UserError(f"{path}: not a valid YAML config: {_reason(error)}") from None
     return _build(loaded, overrides, str(path))
 
 
 def config_from_text(text: str, overrides: Sequence[str] = (), *, source: str = "config") -> CN:
     """The configuration from its YAML text, for example the one inside a checkpoint."""
-    return _build(CN(yaml.safe_load(text)), overrides, source)
-
-
-def _build(loaded: CN, overrides: Sequence[str], source: str) -> CN:
-    system = loaded.get("SYSTEM", "kd_mtl")
-    cfg = get_cfg(system)
     try:
-        cfg.merge_from_other_cfg(CN(loaded))
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not a valid YAML config: {_reason(error)}") from None
+    return _build(loaded, overrides, source)
+
+
+def _build(loaded: Any, overrides: Sequence[str], source: str) -> CN:
+    if not isinstance(loaded, dict):
+        raise UserError(f"{source}: holds no keys; a config is a YAML mapping")
+    cfg = get_cfg(loaded.get("SYSTEM", "kd_mtl"))
+    try:
+        cfg.merge_from_other_cfg(CN(_fit(loaded, cfg)))
     except (KeyError, ValueError, AssertionError) as error:
         raise UserError(f"{source}: {_reason(error)}") from None
     apply_overrides(cfg, overrides)
@@ -217,10 +227,33 @@ def apply_overrides(cfg: CN, overrides: Sequence[str]) -> None:
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} stands alone")
     try:
-        cfg.merge_from_list(list(overrides))
+        for key, text in zip(overrides[::2], overrides[1::2]):
+            value = CN._decode_cfg_value(text)
+            cfg.merge_from_list([key, _fit(value, _value_at(cfg, key), key)])
     except (KeyError, ValueError, AssertionError) as error:
         raise UserError(f"command line: {_reason(error)}") from None
 
 
+def _value_at(cfg: CN, key: str) -> Any:
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, CN) or part not in node:
+            raise KeyError(f"Non-existent config key: {key}")
+        node = node[part]
+    return node
+
+
+def _fit(value: Any, default: Any, key: str = "") -> Any:
+    """``value`` as yacs takes it: a whole number is a float where one is due, and "no value" is refused."""
+    if isinstance(value, dict) and isinstance(default, CN):
+        return {str(k): _fit(v, default.get(k), f"{key}.{k}".lstrip(".")) for k, v in value.items()}
+    if value is None and default is not None:
+        raise ValueError(f"no value for config key: {key}")
+    if type(value) is int and isinstance(default, float):
+        return float(value)
+    return value
+
+
 def _reason(error: Exception) -> str:
-    return str(error.args[0] if error.args else error)
+    # A KeyError's own text is quoted; YAML's runs over several lines.
+    return " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
