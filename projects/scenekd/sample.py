@@ -1,7 +1,7 @@
 """The data that flows: Sample (one image, numpy) → Target (one image, torch) → Prediction.
 
-Shape shorthand: H, W: image height and width; N: boxes; C: object classes; K = C + 1: dense classes, background
-first; h, w: a teacher's own grid.
+Shape shorthand: H, W: image height and width; N: boxes; C: object classes; K = C + 1: dense classes,
+background first; h, w: a teacher's own grid.
 
 Boxes are absolute (x1, y1, x2, y2) pixels, 0-based: a box that covers the whole image is (0, 0, W, H).
 Box labels are 0…C−1. Dense labels are 0 for background, 1…C for the classes, 255 for void.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ class Sample:
         sem_seg: (H, W) uint8, or None where missing.
         soft_seg: the teacher's dense output, or None.
         coordinates: (H, W, 2) float32, for every pixel the (x, y) it shows of the un-augmented image, as
-            fractions of its width and height; outside [0, 1] nothing of the image is shown. None means identity.
+            fractions of its width and height; outside [0, 1] nothing of the image is shown. None: identity.
         has_boxes, has_sem_seg: whether ground truth of the task exists for this image.
         has_teacher_boxes: whether a detection teacher looked at this image.
         weights: what the policy chose for this image.
@@ -146,7 +147,7 @@ class Target:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         """A copy with every tensor on ``device``."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device, non_blocking=non_blocking)
             for f in dataclasses.fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
@@ -155,7 +156,7 @@ class Target:
 
     def pin_memory(self) -> Target:
         """Page-locked copy, for torch's DataLoader."""
-        pinned = {
+        pinned: dict[str, Any] = {
             f.name: value.pin_memory()
             for f in dataclasses.fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
