@@ -1,0 +1,128 @@
+"""Panels of test images: ground truth, teachers and networks side by side."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .data.geometry import identity_coordinates
+from .data.images import read_image
+from .data.records import Dataset, Record
+from .data.soft import sample_soft
+from .errors import UserError
+from .predictor import Predictor
+from .sample import SoftSegmentation
+from .teachers.build import build_teacher, open_store, teacher_class_map
+from .teachers.options import NETWORKS, teacher_node
+from .visualize import SIDE, View, panel
+
+logger = logging.getLogger(__name__)
+
+
+class Picture(NamedTuple):
+    """A panel, (H, W, 3) uint8 RGB, and the id of its image."""
+
+    image_id: str
+    pixels: np.ndarray
+
+
+class TeacherViews:
+    """What the teachers of a configuration say about any image: read from their stores where they hold it,
+    else the network is asked. Where neither can be had, the task stays empty and the log says why.
+
+    Args:
+        tasks: of ``detection`` and ``segmentation``.
+    """
+
+    def __init__(self, cfg: Any, tasks: tuple[str, ...]) -> None:
+        self.cfg, self.tasks = cfg, tasks
+        self._stores: dict[str, Any] = {}
+        self._networks: dict[str, Any] = {}
+
+    def __call__(self, record: Record, image: np.ndarray) -> View:
+        """The teachers' view of an (H, W, 3) uint8 RGB image."""
+        view = View("teacher")
+        for task in self.tasks:
+            said = self._ask(task, record.image_id, image)
+            if said is None:
+                continue
+            if task == "segmentation":
+                view.sem_seg = dense_labels(said, (image.shape[0], image.shape[1]))
+            else:
+                view.boxes, view.labels, view.scores = said
+        return view
+
+    def _ask(self, task: str, image_id: str, image: np.ndarray) -> Any:
+        store = self._once(self._stores, task, lambda: open_store(self.cfg, task))
+        if store is not None and image_id in store:
+            return store.get_detections(image_id) if task == "detection" else store.get_segmentation(image_id)
+        if teacher_node(self.cfg, task).TYPE not in NETWORKS:
+            return None
+        network = self._once(self._networks, task, lambda: build_teacher(self.cfg, task))
+        if network is None:
+            return None
+        output = network.predict([image])[0]
+        class_map = teacher_class_map(self.cfg, task, network.classes)
+        if task == "detection":
+            return class_map.detections(output.detections)
+        return class_map.segmentation(output.segmentation)
+
+    @staticmethod
+    def _once(made: dict[str, Any], task: str, make: Any) -> Any:
+        if task not in made:
+            try:
+                made[task] = make()
+            except UserError as error:
+                logger.info("report: no %s teacher: %s", task, error)
+                made[task] = None
+        return made[task]
+
+
+def dense_labels(soft: SoftSegmentation, size: tuple[int, int]) -> np.ndarray:
+    """The likeliest class of each pixel, (H, W) uint8; of scores, background counts 1 − the largest."""
+    values, _ = sample_soft(soft, identity_coordinates(*size), background="explicit")
+    return values.argmax(axis=0).astype(np.uint8)
+
+
+def choose_records(dataset: Dataset, count: int) -> list[Record]:
+    """``count`` records evenly spaced over those with the most kinds of labels: the same in every run."""
+    kinds = [record.has_boxes + record.has_sem_seg for record in dataset.records]
+    rich = [record for record, kind in zip(dataset.records, kinds) if kind == max(kinds)]
+    places = np.unique(np.linspace(0, len(rich) - 1, min(count, len(rich))).round().astype(int))
+    return [rich[i] for i in places]
+
+
+def ground_truth(dataset: Dataset, record: Record) -> View:
+    """The labels of a record; what it lacks stays empty."""
+    mask = dataset.read_sem_seg(record) if record.has_sem_seg else None
+    return View("ground truth", record.boxes, record.labels, None, mask)
+
+
+def report_panels(
+    predictors: Mapping[str, Predictor],
+    dataset: Dataset,
+    *,
+    teachers: TeacherViews | None = None,
+    count: int = 8,
+    side: int = SIDE,
+) -> Iterator[Picture]:
+    """One panel for each of ``count`` images of ``dataset``: ground truth, teachers, and each network.
+
+    Args:
+        predictors: name of the column → network.
+        teachers: no column without them.
+        side: longer side of a tile in pixels.
+    """
+    for record in choose_records(dataset, count):
+        image = read_image(record)
+        views = [ground_truth(dataset, record)]
+        if teachers is not None and teachers.tasks:
+            views.append(teachers(record, image))
+        views += [View.of_prediction(name, predict(image)) for name, predict in predictors.items()]
+        pixels = panel(
+            image, views, dataset.classes, title=record.image_id, palette=dataset.palette, side=side
+        )
+        yield Picture(record.image_id, pixels)

@@ -1,0 +1,89 @@
+"""The tables of a report: headline numbers, classes, settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from .config import get_cfg
+from .report_html import Markup, escape, interval_bar, number, table
+
+# Task, key of its per-class numbers, and what the column is called.
+_PER_CLASS = (("sem_seg", "IoU-", "IoU"), ("bbox", "AP-", "AP"))
+_NAMES = {
+    "pACC": "pixel accuracy",
+    "mACC": "mean accuracy",
+    "fwIoU": "frequency-weighted IoU",
+}
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def headlines(results: Results) -> list[Markup]:
+    """The numbers of each task that belong to no single class, with their 95 % intervals."""
+    tiles = []
+    for task, _, _ in _PER_CLASS:
+        for name, value in results.get(task, {}).items():
+            if "-" in name or isinstance(value, (list, tuple)):
+                continue
+            note = interval_text(results[task].get(f"{name}_interval"))
+            tiles.append(
+                f'<div class="tile">{escape(_NAMES.get(name, name))}<b>{number(value)}</b>'
+                f"<span>{escape(note)}</span></div>"
+            )
+    if not tiles:
+        return [Markup("<p>No results.</p>")]
+    return [Markup(f'<div class="tiles">{"".join(tiles)}</div>')]
+
+
+def per_class_table(results: Results) -> list[Markup]:
+    """IoU and AP of every class with their intervals; a dash where the ground truth holds none."""
+    columns = [(results[task], key, title) for task, key, title in _PER_CLASS if task in results]
+    names = dict.fromkeys(
+        name[len(key) :]
+        for metrics, key, _ in columns
+        for name in metrics
+        if name.startswith(key) and not name.endswith("_interval")
+    )
+    if not names:
+        return []
+    rows = []
+    for name in names:
+        row: list[Any] = [name]
+        for metrics, key, _ in columns:
+            value, interval = metrics.get(key + name), metrics.get(f"{key}{name}_interval")
+            row += [number(value), interval_text(interval), interval_bar(value, interval)]
+        rows.append(row)
+    headers = ["class", *(text for _, _, title in columns for text in (title, "95 % interval", ""))]
+    return [table(headers, rows, "In percent; intervals from a bootstrap over the images.")]
+
+
+def interval_text(interval: Sequence[Any] | None) -> str:
+    """``low … high``; nothing where there is no interval."""
+    if not interval or any(v is None or not math.isfinite(v) for v in interval):
+        return ""
+    return f"{interval[0]:.1f} … {interval[1]:.1f}"
+
+
+def flatten_keys(node: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """A tree of keys as (dotted key, value)."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            rows += flatten_keys(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows
+
+
+def settings(cfg: CfgNode) -> list[Markup]:
+    """What differs from the defaults as a table, and all of it behind a fold."""
+    defaults = dict(flatten_keys(get_cfg(cfg.SYSTEM)))
+    changed = [
+        (key, value) for key, value in flatten_keys(cfg) if key not in defaults or defaults[key] != value
+    ]
+    fold = f"<details><summary>all keys</summary><pre>{escape(cfg.dump())}</pre></details>"
+    return [table(("key", "value"), changed, "Keys that differ from the defaults."), Markup(fold)]
