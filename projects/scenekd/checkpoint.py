@@ -1,8 +1,8 @@
 """Checkpoints: one file that detectron2, MMEngine and SceneKD load, and resume state beside it.
 
-``model_final.pth`` holds {'model': sd, 'state_dict': sd, 'config': YAML text, 'format': 1}, with the keys of the
-bare network; both entries share their tensors, so the file is not doubled. ``last.pth`` holds the state of a run
-for ``--resume``. Everything is read with ``weights_only=True`` and written to a temporary name first.
+``model_final.pth`` holds {'model': sd, 'state_dict': sd, 'config': YAML text, 'format': 1}, with the keys of
+the bare network; both entries share their tensors, so the file is not doubled. ``last.pth`` holds the state
+of a run for ``--resume``. All is read with ``weights_only=True`` and written to a temporary name first.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,29 +77,34 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = "holds objects other than tensors and plain values, which could run code"
-        raise UserError(
-            f"{path}: {reason}; save it again as a plain state dict ({_first_line(error)})"
-        ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: not a readable checkpoint, or damaged ({_first_line(error)})") from None
+    except OSError:
+        raise
+    except Exception as error:  # damage can make the unpickler fail in any way
+        raise UserError(f"{path}: {_why_unreadable(error)}") from None
     if not isinstance(state, dict):
         raise UserError(f"{path}: holds a {type(state).__name__}, not a dictionary of weights")
     return state
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+def _why_unreadable(error: Exception) -> str:
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign:
+        return (
+            f"holds a {foreign[1]}, neither a tensor nor a plain value, which could run code; "
+            "save it again as a plain state dict"
+        )
+    # torch's own advice for a broken pickle is to load it unsafely.
+    known = not isinstance(error, pickle.UnpicklingError) and str(error)
+    return f"not a readable checkpoint, or damaged ({known.splitlines()[0][:160] if known else 'bad pickle'})"
 
 
 def weights_of(state: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint of ours, of detectron2 (``model``), of MMEngine (``state_dict``), or a bare one."""
+    """The tensors of a checkpoint: ours, detectron2's (``model``), MMEngine's (``state_dict``) or bare."""
     for key in ("model", "state_dict"):
         if isinstance(state.get(key), dict):
             state = state[key]
             break
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def load_weights(net: nn.Module, path: str | Path, *, strict: bool = False) -> LoadReport:
@@ -117,7 +123,9 @@ def load_state(
     """Load ``weights`` into ``net``; see :func:`load_weights`."""
     own = net.state_dict()
     for prefix in ("module.", "net."):
-        if weights and all(name.startswith(prefix) for name in weights):
+        # A network may itself keep everything below a child called net.
+        wrapped = all(name.startswith(prefix) for name in weights)
+        if wrapped and not own.keys() & weights.keys():
             weights = {name[len(prefix) :]: value for name, value in weights.items()}
     fitting = {n: v for n, v in weights.items() if n in own and own[n].shape == v.shape}
     report = LoadReport(
