@@ -20,7 +20,7 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalRe
 
 
 def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict[str, Any]]:
-    """Groups with ``lr`` and ``weight_decay``: weights, norm parameters, biases. Frozen parameters are left out.
+    """Groups with ``lr`` and ``weight_decay``: weights, norm parameters, biases; frozen ones are left out.
 
     Modules may scale their learning rate by an attribute ``lr_factor`` (nearest ancestor wins).
     """
@@ -107,6 +107,8 @@ def lr_factor(cfg: CfgNode, iteration: int) -> float:
         raise UserError(
             f"SOLVER.LR_SCHEDULER_NAME: {name!r}; choose WarmupMultiStepLR, WarmupCosineLR or WarmupPolyLR"
         )
+    if solver.WARMUP_METHOD not in ("linear", "constant"):
+        raise UserError(f"SOLVER.WARMUP_METHOD: {solver.WARMUP_METHOD!r}; choose linear or constant")
     if iteration < solver.WARMUP_ITERS:
         if solver.WARMUP_METHOD == "constant":
             return factor * solver.WARMUP_FACTOR
