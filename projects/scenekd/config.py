@@ -20,6 +20,19 @@ from .errors import UserError
 
 SYSTEMS = ("kd_mtl", "fcn_kd", "blindnet", "envise")
 
+_AT_LEAST = {
+    "SEED": 0,
+    "INPUT.SIZE": 1,
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.ACCUMULATE_STEPS": 1,
+    "SOLVER.MAX_ITER": 0,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.LOG_PERIOD": 1,
+    "TEST.BATCH_SIZE": 1,
+    "TEST.EVAL_PERIOD": 0,
+}
+
 _SYSTEM_DEFAULTS: dict[str, Callable[[CN], None]] = {}
 
 
@@ -218,6 +231,9 @@ def _build(loaded: Any, overrides: Sequence[str], source: str) -> CN:
     except (KeyError, ValueError, AssertionError) as error:
         raise UserError(f"{source}: {_reason(error)}") from None
     apply_overrides(cfg, overrides)
+    for key, least in _AT_LEAST.items():
+        if (value := _value_at(cfg, key)) < least:
+            raise UserError(f"{source}: {key} is {value}; it must be at least {least}")
     cfg.freeze()
     return cfg
 
