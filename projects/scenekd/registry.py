@@ -1,7 +1,7 @@
 """What this library offers by name. ``engines/`` publishes these records to the frameworks' registries.
 
-A record is (kind, name, factory). Kinds follow MMEngine's root registries: ``model``, ``loss``, ``transform``,
-``metric``, ``dataset``, ``hook``, ``teacher``. Nothing here imports a framework.
+A record is (kind, name, factory). Kinds follow MMEngine's root registries: ``model``, ``loss``,
+``transform``, ``metric``, ``dataset``, ``hook``, ``teacher``. Nothing here imports a framework.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The one sampler and the one source of random numbers.
 
-Every draw of a training run has a global index: iteration t, process r of R, position j of a process's batch of
-b images have index t·R·b + r·b + j. Which image it shows and how it is augmented follow from (seed, index)
+Every draw of a training run has a global index: iteration t, process r of R, position j of a process's batch
+of b images have index t·R·b + r·b + j. Which image it shows and how it is augmented follow from (seed, index)
 alone, never from worker or process state, so a resumed run equals an uninterrupted one bit for bit, for any
 number of workers, and both engines see the same batches.
 """
@@ -84,7 +84,7 @@ def seed_iteration(seed: int, iteration: int, rank: int) -> None:
 
 @contextlib.contextmanager
 def seeded(rng: np.random.Generator) -> Iterator[None]:
-    """Run a foreign transform with ``random``, numpy and torch seeded from ``rng``; their states come back."""
+    """Run a foreign transform with ``random``, numpy and torch seeded from ``rng``, then restore them."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - foreign code uses it
     torch_state = torch.random.get_rng_state()
     seed = int(rng.integers(2**32))
