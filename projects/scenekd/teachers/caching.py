@@ -156,19 +156,12 @@ def _ask_in_processes(
     context = multiprocessing.get_context("spawn")
     messages = context.Queue()
     workers = []
+    # Labels are not needed there, and those of foreign data sets may not travel.
+    records = [Record(record.image_id, record.file_name) for record in records]
+    threads = max(torch.get_num_threads() // processes, 1)
     for rank in range(min(processes, len(records))):
-        share = list(records[rank::processes])
-        arguments = (
-            cfg,
-            task,
-            manifest,
-            share,
-            str(builder.folder),
-            builder.run,
-            rank,
-            os.getpid(),
-            messages,
-        )
+        place = (str(builder.folder), builder.run, rank)
+        arguments = (cfg, task, manifest, records[rank::processes], place, threads, os.getpid(), messages)
         workers.append(context.Process(target=_worker, args=arguments, daemon=True))
     for worker in workers:
         worker.start()
@@ -203,19 +196,22 @@ def _worker(
     task: str,
     manifest: Manifest,
     records: Sequence[Record],
-    folder: str,
-    run: int,
-    rank: int,
+    place: tuple[str, int, int],
+    threads: int,
     parent: int,
     messages: Any,
 ) -> None:
-    """One process: (image id, problem) for each image, then (None, "") or (None, the user's error)."""
+    """One process: (image id, problem) for each image, then (None, "") or (None, the user's error).
+
+    ``place``: folder of the cache, number of the run, rank of the process.
+    """
+    folder, run, rank = place
     try:
         if torch.cuda.is_available() and cfg.MODEL.DEVICE in ("auto", "cuda"):
             cfg = cfg.clone()
             cfg.defrost()
             cfg.MODEL.DEVICE = f"cuda:{rank % torch.cuda.device_count()}"
-        torch.set_num_threads(max(torch.get_num_threads() // 2, 1))
+        torch.set_num_threads(threads)
         teacher = build_teacher(cfg, task)
         class_map = teacher_class_map(cfg, task, teacher.classes)
         writer = ShardWriter(Path(folder), run, rank)

@@ -11,6 +11,13 @@ Bytes are predicted from the cell above and packed with zstd. Rows lie outermost
 prediction is h additions of long rows: decoding costs well under a millisecond. The absolute level of the
 logits in a cell is not kept; no softmax depends on it.
 
+Measured on the 21-class logits of a real network (ESPNetv2, 110 images of PASCAL VOC) on grids of stride 4,
+mean and worst: 45.6 and 70.7 KB, KL 7e-5 and 2.1e-4 at T = 1, 2.7e-4 and 3.8e-4 at T = 4, argmax equal
+everywhere, cosine of the student's gradient above .9998, 0.35 ms to decode; 15.7 KB and 0.12 ms at stride 8.
+The same codes take 1.3 times as much without prediction or as PNG (1.8 ms), 0.9 times as lossless JPEG 2000
+(but 6.6 ms), 1.8 times with blosc2's bit shuffle; float16 values take 7 to 9 times as much with blosc2, zstd
+or numpy's savez.
+
 Sparse scores (the thesis's form) and boxes are stored without loss.
 """
 

@@ -55,13 +55,18 @@ class Manifest:
     def identity(self) -> str:
         """Short hash of everything that shapes a record. Each record carries it, and only equals are
         joined."""
-        parts = (FORMAT, self.task, self.classes, self.teacher, self.class_map, self.codec)
-        return _hash([*parts, self.min_score, self.max_boxes])[:16]
+        return _hash([FORMAT, *self._shaping().values()])[:16]
+
+    def _shaping(self) -> dict[str, Any]:
+        """What shapes a record: not where the weights lie, nor what is known of their training."""
+        names = ("task", "classes", "class_map", "codec", "min_score", "max_boxes")
+        teacher = {k: v for k, v in self.teacher.items() if k not in ("source", "trained_on")}
+        return {"teacher": teacher} | {name: getattr(self, name) for name in names}
 
     def difference(self, other: Manifest) -> str:
         """Names of what differs in ``other``, for an error message; "" where nothing does."""
-        names = ("task", "classes", "teacher", "class_map", "codec", "min_score", "max_boxes")
-        return ", ".join(name for name in names if getattr(self, name) != getattr(other, name))
+        theirs = other._shaping()
+        return ", ".join(name for name, value in self._shaping().items() if value != theirs[name])
 
     def write(self, folder: Path) -> None:
         """Write to a temporary name, then rename."""
