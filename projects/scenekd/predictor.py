@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +45,8 @@ class Predictor:
             self.net.train(training)
 
 
-def open_config(weights: str | Path) -> CfgNode:
-    """The configuration inside a checkpoint of ours.
+def open_config(weights: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
+    """The configuration inside a checkpoint of ours, with ``KEY VALUE`` pairs over it.
 
     Raises:
         UserError: no such checkpoint, or it holds none.
@@ -53,7 +54,7 @@ def open_config(weights: str | Path) -> CfgNode:
     text = checkpoint.config_of(weights)
     if text is None:
         raise UserError(f"{weights}: holds no configuration; give one with --config-file")
-    return config_from_text(text, source=str(weights))
+    return config_from_text(text, overrides, source=str(weights))
 
 
 def open_predictor(weights: str | Path, cfg: CfgNode | None = None) -> Predictor:

@@ -1,0 +1,164 @@
+#!/usr/bin/env python
+"""Show what a trained network says about any images.
+
+python tools/demo.py --weights output/model_final.pth --input photo.jpg holiday/ [--output DIR]
+
+Writes to DIR: panels/<name>.png (image, boxes, mask), segmentation/<name>.png (class indices) and
+detections.json (COCO's results format, image_id is the name). tools/test.py --predictions DIR scores them.
+A folder stands for the images in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from scenekd.config import load_config
+from scenekd.data.images import read_image, voc_palette
+from scenekd.data.voc import VOC_CLASSES
+from scenekd.errors import BadRecordError, UserError, run_cli
+from scenekd.predictor import Predictor, open_config, open_predictor
+from scenekd.visualize import MIN_SCORE, View, panel
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="default: the one in the checkpoint"
+    )
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint")
+    parser.add_argument(
+        "--input", required=True, nargs="+", metavar="FILE", help="images, or folders of them"
+    )
+    parser.add_argument("--output", default="output/demo", metavar="DIR")
+    parser.add_argument("--min-score", type=float, default=MIN_SCORE, help="boxes below are not drawn")
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser.parse_args()
+
+
+def image_files(inputs: Iterable[str]) -> list[Path]:
+    """The files named, and the images in the folders named."""
+    files: list[Path] = []
+    for path in map(Path, inputs):
+        inside = (
+            sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        )
+        if not inside:
+            raise UserError(f"{path}: holds no image ({', '.join(SUFFIXES)})")
+        files += inside
+    return files
+
+
+def named(files: Iterable[Path]) -> Iterator[tuple[str, Path]]:
+    """(name, file); a stem that is there already gets a number, so that no output is overwritten."""
+    taken: set[str] = set()
+    for file in files:
+        name, count = file.stem, 2
+        while name in taken:
+            name, count = f"{file.stem}_{count}", count + 1
+        taken.add(name)
+        yield name, file
+
+
+class Demo:
+    """Asks the network and writes what it says below ``output``."""
+
+    def __init__(self, predictor: Predictor, output: Path, min_score: float) -> None:
+        self.predictor, self.output, self.min_score = predictor, output, min_score
+        self.classes = tuple(predictor.cfg.DATASETS.CLASSES) or VOC_CLASSES
+        self.detections: list[dict[str, Any]] = []
+        self.has_boxes = False
+
+    def __call__(self, name: str, file: Path) -> str:
+        """Process one image; returns the line about it."""
+        if not file.is_file():
+            raise BadRecordError(f"{file}: no such file")
+        image = read_image(str(file))
+        view = View.of_prediction("network", self.predictor(image))
+        side = int(np.clip(max(image.shape[:2]), 360, 640))
+        drawn = panel(image, [view], self.classes, title=name, side=side, min_score=self.min_score)
+        self._save(Image.fromarray(drawn), "panels", name)
+        said = [f"{image.shape[1]}×{image.shape[0]}"]
+        if view.boxes is not None:
+            said.append(self._boxes(name, view))
+        if view.sem_seg is not None:
+            said.append(self._mask(name, view.sem_seg))
+        return f"{file}: {'; '.join(said)}"
+
+    def _boxes(self, name: str, view: View) -> str:
+        assert view.boxes is not None and view.labels is not None and view.scores is not None
+        self.has_boxes = True
+        sizes = np.concatenate([view.boxes[:, :2], view.boxes[:, 2:] - view.boxes[:, :2]], axis=1)
+        for box, label, score in zip(sizes.tolist(), view.labels.tolist(), view.scores.tolist()):
+            entry = {"image_id": name, "category_id": label + 1, "bbox": box, "score": score}
+            self.detections.append(entry)
+        sure = [
+            f"{self.classes[label]} {score:.2f}"
+            for label, score in zip(view.labels, view.scores)
+            if score >= self.min_score
+        ]
+        more = f", … {len(sure) - 5} more" if len(sure) > 5 else ""
+        return ", ".join(sure[:5]) + more if sure else f"no box with a score of {self.min_score:g} or more"
+
+    def _mask(self, name: str, mask: np.ndarray) -> str:
+        indexed = Image.fromarray(mask, mode="P")
+        indexed.putpalette(voc_palette().ravel().tolist())
+        self._save(indexed, "segmentation", name)
+        shares = np.bincount(mask.ravel(), minlength=len(self.classes) + 1) / mask.size
+        parts = [f"{self.classes[k - 1]} {shares[k]:.1%}" for k in np.argsort(-shares) if k and shares[k] > 0]
+        return f"mask: {', '.join(parts[:5]) or 'background only'}"
+
+    def _save(self, picture: Image.Image, folder: str, name: str) -> None:
+        path = self.output / folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        picture.save(temporary, format="PNG")
+        os.replace(temporary, path)
+
+    def finish(self) -> None:
+        """Write ``detections.json``, where the network has boxes."""
+        if self.has_boxes:
+            temporary = self.output / ".detections.json.tmp"
+            temporary.write_text(json.dumps(self.detections), encoding="utf-8")
+            os.replace(temporary, self.output / "detections.json")
+
+
+def main() -> None:
+    """Process every image; those that cannot be read are told and make the exit code 2."""
+    args = parse_args()
+    files = image_files(args.input)
+    cfg = (
+        load_config(args.config_file, args.opts) if args.config_file else open_config(args.weights, args.opts)
+    )
+    demo = Demo(open_predictor(args.weights, cfg), Path(args.output), args.min_score)
+    bad = 0
+    for name, file in named(files):
+        try:
+            print(demo(name, file), flush=True)
+        except BadRecordError as error:
+            bad += 1
+            print(f"error: {error}", file=sys.stderr, flush=True)
+    demo.finish()
+    if bad == len(files):
+        raise UserError(f"--input: none of the {bad} files is an image")
+    print(f"{len(files) - bad} images: {demo.output}")
+    if bad:
+        raise UserError(f"--input: {bad} of {len(files)} files could not be read")
+
+
+if __name__ == "__main__":
+    run_cli(main)
