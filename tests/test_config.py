@@ -152,6 +152,8 @@ def test_binary_and_missing_files(tmp_path):
         (("SOLVER", "1"), "SOLVER"),
         (("DATASETS.TRAIN", "voc_seg_train"), "DATASETS.TRAIN"),
         (("_BASE_", "x.yaml"), "_BASE_"),
+        (("SEED", "-1"), "SEED is -1"),
+        (("SOLVER.CHECKPOINT_PERIOD", "0"), "SOLVER.CHECKPOINT_PERIOD is 0; it must be at least 1"),
         (("SEED",), "'SEED' stands alone"),
         (("SEED", "1", "OUTPUT_DIR"), "'OUTPUT_DIR' stands alone"),
     ],
