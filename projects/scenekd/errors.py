@@ -40,9 +40,17 @@ def run_cli(main: Callable[[], object], *, debug: bool | None = None) -> None:
 def _one_line(error: Exception) -> str | None:
     """The message for a user, or None where the error is not one that a user caused."""
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        return _message(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"{error.filename or 'output'}: no space left on the disk; free some or set another OUTPUT_DIR"
     if isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)):
-        return f"{error.filename}: {error.strerror}"
+        return f"{error.filename}: {error.strerror}" if error.filename else _message(error)
     return None
+
+
+def _message(error: Exception) -> str:
+    text = str(error)
+    if "Original Traceback" in text:
+        # Torch raises a data worker's error again with its traceback in the text, the message last.
+        text = text.rpartition(f"{type(error).__name__}: ")[2]
+    return " ".join(text.split())
