@@ -84,7 +84,15 @@ class Quickstart:
 
     def cache(self) -> None:
         """Cache both teachers' output on the students' training split."""
-        self._tool("cache_teacher.py", "--config-file", str(CONFIG), "--task", "both", *self._pairs("cache"))
+        self._tool(
+            "cache_teacher.py",
+            "--config-file",
+            str(CONFIG),
+            "--task",
+            "both",
+            "--resume",
+            *self._pairs("cache"),
+        )
 
     def train_student(self, row: str, seed: int) -> Path:
         """Train one student; returns its folder."""

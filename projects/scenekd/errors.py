@@ -29,6 +29,10 @@ def run_cli(main: Callable[[], object], *, debug: bool | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:
+        # The reader of our output went away, as `| head` does; nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (UserError, OSError) as error:
         message = _one_line(error)
         if debug or message is None:

@@ -115,7 +115,8 @@ class Experiment:
         """Batches from ``start_iteration`` to ``SOLVER.MAX_ITER`` for this process."""
         cfg = self.cfg
         policy = build_policy(cfg, self.train_data.image_ids)
-        stores = {task: open_store(cfg, task) for task in policy.teacher_tasks}
+        records = self.train_data.records
+        stores = {task: open_store(cfg, task, records=records) for task in policy.teacher_tasks}
         check_teacher_overlap(cfg)
         mapper = Mapper(
             self.train_data, cfg, train=True, teachers=stores, policy=policy, soft_size=self.soft_size()

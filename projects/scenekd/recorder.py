@@ -116,10 +116,7 @@ class Recorder:
     def _check_finite(self, iteration: int) -> None:
         for name, value in self._sums.items():
             if not torch.isfinite(value):
-                raise UserError(
-                    f"{name} became {float(value)} at iteration {iteration}; lower SOLVER.BASE_LR, add "
-                    "SOLVER.WARMUP_ITERS or set SOLVER.CLIP_GRADIENTS.ENABLED True"
-                )
+                raise not_finite(f"{name} became {float(value)}", iteration)
 
     def _log(self, done: int) -> None:
         means = {name: float(value) / self._steps for name, value in self._sums.items()}
@@ -139,6 +136,14 @@ class Recorder:
         if self.experiment.is_main:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def not_finite(what: str, iteration: int) -> UserError:
+    """The error of a training that diverged."""
+    return UserError(
+        f"{what} at iteration {iteration}; lower SOLVER.BASE_LR, add SOLVER.WARMUP_ITERS or set "
+        "SOLVER.CLIP_GRADIENTS.ENABLED True"
+    )
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
