@@ -46,6 +46,10 @@ class Recorder:
         if not experiment.is_main:
             return
         _drop_lines_after(self.path, experiment.start_iteration)
+        if self.path.is_file():
+            # A step's resume state is written before the step is evaluated: its best may be one behind.
+            for line in read_metrics(self.path):
+                self._improves(line.get(self.cfg.TEST.BEST_METRIC))
         self._bar = tqdm(
             total=self.cfg.SOLVER.MAX_ITER, initial=experiment.start_iteration, desc="train", unit="it"
         )
@@ -96,7 +100,9 @@ class Recorder:
         if not experiment.is_main:
             return
         flat = flatten(results)
-        self._append({"iteration": done, **flat})
+        # JSON has no NaN; a class without ground truth is left out of the line.
+        finite = {name: value for name, value in flat.items() if math.isfinite(value)}
+        self._append({"iteration": done, **finite})
         wanted = self.cfg.TEST.BEST_METRIC
         if not wanted:
             return
@@ -104,9 +110,15 @@ class Recorder:
             raise UserError(
                 f"TEST.BEST_METRIC: no metric {wanted!r}; there are {', '.join(sorted(flat)[:12])}"
             )
-        if math.isfinite(flat[wanted]) and (experiment.best is None or flat[wanted] > experiment.best):
-            experiment.best = flat[wanted]
+        if self._improves(finite.get(wanted)):
             experiment.save_model(checkpoint.MODEL_BEST)
+
+    def _improves(self, value: float | None) -> bool:
+        best = self.experiment.best
+        if value is None or (best is not None and value <= best):
+            return False
+        self.experiment.best = value
+        return True
 
     def close(self) -> None:
         """Close the progress bar."""
