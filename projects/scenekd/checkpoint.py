@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .files import replacing
 
 FORMAT = 1
 MODEL_FINAL, MODEL_BEST, LAST = "model_final.pth", "model_best.pth", "last.pth"
@@ -39,20 +40,15 @@ class LoadReport:
 def atomic_save(state: Any, path: str | Path) -> None:
     """``torch.save`` to a temporary name in the same folder, then rename: a kill leaves the old file."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             torch.save(state, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"{path}: could not be written ({error}); free disk space or set OUTPUT_DIR"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def model_state(net: nn.Module, config: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from .data.catalog import Dataset, assert_disjoint, load_datasets
 from .data.mapper import Mapper, collate
 from .data.policy import build_policy
 from .errors import UserError
+from .files import write_text
 from .models import build_model, choose_device
 from .sample import Target
 from .sampling import DrawSampler, ShareSampler
@@ -204,10 +204,7 @@ class Experiment:
     def prepare_output(self) -> None:
         """Make ``OUTPUT_DIR`` and write ``config.yaml`` there."""
         if self.is_main:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            temporary = self.output_dir / ".config.yaml.tmp"
-            temporary.write_text(self.config_text(), encoding="utf-8")
-            os.replace(temporary, self.output_dir / "config.yaml")
+            write_text(self.output_dir / "config.yaml", self.config_text())
 
     def save_resume(self, iteration: int, engine: str, scaler: dict[str, Any] | None = None) -> None:
         """Write ``last.pth``: all that is needed to go on at ``iteration``. Random numbers need no state."""
@@ -223,7 +220,7 @@ class Experiment:
         checkpoint.atomic_save(state, self.output_dir / checkpoint.LAST)
 
     def sync_buffers(self) -> None:
-        """Average the batch statistics over processes, so that all evaluate, and rank 0 saves, one network."""
+        """Average batch statistics over processes, so that all evaluate, and rank 0 saves, one network."""
         if self.world_size == 1:
             return
         for buffer in self.net.buffers():

@@ -1,6 +1,6 @@
 """What a training run writes as it goes, the same under both engines.
 
-``metrics.json`` holds one JSON object a line; the engines' own event writers (TensorBoard, W&B) run beside it.
+``metrics.json`` holds one JSON object a line; the engines' event writers (TensorBoard, W&B) run beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from tqdm import tqdm
 from . import checkpoint, optim
 from .errors import UserError
 from .experiment import Experiment
+from .files import write_text
 from .results import flatten
 from .sampling import seed_iteration
 
@@ -173,6 +174,4 @@ def _drop_lines_after(path: Path, iteration: int) -> None:
     if not path.is_file():
         return
     kept = [line for line in read_metrics(path) if line["iteration"] <= iteration] if iteration else []
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from fvcore.common.config import CfgNode
 
 from . import __version__
 from .errors import UserError
+from .files import write_text
 
 
 def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
@@ -68,12 +68,8 @@ def write_results(
     path: str | Path, results: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any]
 ) -> None:
     """Write the numbers and ``meta`` as JSON; NaN (no ground truth) becomes null."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     content = _plain({**results, "meta": dict(meta)})
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -92,9 +88,16 @@ def check_expected(cfg: CfgNode, results: Mapping[str, Mapping[str, Any]]) -> No
     """Compare with ``TEST.EXPECTED_RESULTS``: [task, metric, value, tolerance] each.
 
     Raises:
-        UserError: a number lies outside its tolerance, or is missing.
+        UserError: a number lies outside its tolerance or is missing, or a row is malformed.
     """
-    for task, metric, value, tolerance in cfg.TEST.EXPECTED_RESULTS:
+    for row in cfg.TEST.EXPECTED_RESULTS:
+        try:
+            task, metric, value, tolerance = row
+            value, tolerance = float(value), float(tolerance)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"TEST.EXPECTED_RESULTS: {row!r} is not [task, metric, value, tolerance]"
+            ) from None
         actual = results.get(task, {}).get(metric)
         if actual is None or not math.isfinite(actual) or abs(actual - value) > tolerance:
             raise UserError(
