@@ -1,8 +1,8 @@
 """The main job on the embedded scenes, as ``make quickstart`` runs it.
 
-Scenes are drawn; one teacher per task learns on a split of its own; their soft output is cached; three students
-with the same initial weights, image order and step count learn from a split where every image has boxes and one
-in five has a mask. All are scored by ``tools/test.py``.
+Scenes are drawn; one teacher per task learns on a split of its own; their soft output is cached; three
+students with the same initial weights, image order and step count learn from a split where every image has
+boxes and one in five has a mask. All are scored by ``tools/test.py``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
+from scenekd.checkpoint import load_weights
 from scenekd.config import load_config
 from scenekd.data.catalog import load_datasets
 from scenekd.data.scenes import generate_scenes
@@ -25,6 +26,10 @@ from scenekd.engines.session import train_once
 from scenekd.errors import UserError, run_cli
 from scenekd.evaluation.evaluator import trivial_baseline
 from scenekd.evaluation.statistics import paired_difference
+from scenekd.models import build_model, choose_device
+from scenekd.predictor import Predictor
+from scenekd.report import write_comparison
+from scenekd.report_panels import TeacherViews, report_panels
 
 CONFIG = Path(__file__).with_name("quickstart.yaml")
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -107,6 +112,30 @@ class Quickstart:
             pairs = self._pairs(folder.name, *ROWS[row][1], "SEED", str(seed))
             self._tool("test.py", str(CONFIG), str(folder / "model_final.pth"), "--out", str(out), *pairs)
         return json.loads(out.read_text(encoding="utf-8"))
+
+    def report(self, lines: list[dict[str, Any]], rows: list[str], notes: list[str]) -> Path:
+        """One page with the table, bars, and panels of what teachers and students see."""
+        cfg = self.config("cache")
+        device = choose_device(cfg)
+        predictors = {}
+        for row in rows:
+            net = build_model(cfg, pretrained=False)
+            load_weights(net, self.output / f"student_{row}" / "model_final.pth", strict=True)
+            predictors[f"student ({row})"] = Predictor(net.to(device), cfg, device)
+        panels = report_panels(
+            predictors,
+            load_datasets(cfg.DATASETS.TEST, cfg, train=False),
+            teachers=TeacherViews(cfg, ("detection", "segmentation")),
+            count=cfg.TEST.VISUALIZE,
+        )
+        return write_comparison(
+            self.output / "report.html",
+            lines[1:],
+            title="SceneKD: one network, two tasks, one mask in five",
+            trivial=lines[0],
+            notes=notes,
+            panels=panels,
+        )
 
     def _tool(self, name: str, *args: str) -> None:
         done = subprocess.run([sys.executable, str(TOOLS / name), *args], check=False)
@@ -204,6 +233,8 @@ def main() -> None:
     print("\n" + table(lines))
     text = paired_lines(lines, rows) if args.seeds > 1 else []
     print("\n".join(text))
+    report = quickstart.report(lines, rows, text)
+    print(f"report: {report}")
     (output / "quickstart.json").write_text(json.dumps({"rows": lines, "paired": text}, indent=2) + "\n")
 
 

@@ -10,7 +10,9 @@ from fvcore.common.config import CfgNode
 
 from ..errors import UserError
 from ..experiment import Experiment
+from ..report import report_run, save_panels
 from ..results import check_expected, describe_run, write_results
+from . import datasets  # noqa: F401 - the frameworks' data sets by name
 from .select import engine_module, setup_logging
 
 
@@ -36,6 +38,7 @@ def evaluate_once(
     engine: str,
     resume: bool = False,
     out: str = "",
+    show_dir: str = "",
 ) -> dict[str, dict[str, Any]]:
     """Evaluate ``MODEL.WEIGHTS`` (with ``resume``: ``OUTPUT_DIR/last.pth``); returns the results."""
     setup_logging(cfg.OUTPUT_DIR, rank)
@@ -47,6 +50,8 @@ def evaluate_once(
     start = time.perf_counter()
     results = engine_module(engine).evaluate(experiment)
     _finish(experiment, engine, results, time.perf_counter() - start, trained=False, out=out)
+    if show_dir and experiment.is_main:
+        print(f"{save_panels(experiment, show_dir)} panels in {show_dir}")
     return results
 
 
@@ -69,12 +74,14 @@ def _finish(
         path = Path(out) if out else experiment.output_dir / "results.json"
         write_results(path, results, describe_run(cfg, engine, **more))
         print(summary_line(results))
+    if trained:
+        report_run(experiment, results)
     check_expected(cfg, results)
 
 
 def summary_line(results: dict[str, dict[str, Any]]) -> str:
     """The headline numbers in one line."""
     parts = []
-    for task, names in (("sem_seg", ("mIoU", "pixel_accuracy")), ("bbox", ("mAP", "AP50"))):
+    for task, names in (("sem_seg", ("mIoU", "pACC")), ("bbox", ("mAP", "AP50"))):
         parts += [f"{name} {results[task][name]:.2f}" for name in names if name in results.get(task, {})]
     return "  ".join(parts) or "no results"
