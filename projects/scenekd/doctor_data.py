@@ -1,0 +1,88 @@
+"""The doctor's look at the data of a configuration, and at what the training loader makes of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .data.catalog import assert_disjoint
+from .data.mapper import Mapper
+from .doctor_facts import Facts
+from .doctor_findings import Finding, error, run_checks, warning
+from .doctor_targets import check_targets
+from .doctor_teachers import check_boxes, check_soft, check_stores, check_teacher_data
+from .errors import UserError
+from .teachers.protocol import TASKS
+
+DRAWS = 32  # of the training loader; few images may have a mask
+
+
+def check_data(cfg: Any, config_file: str = "CONFIG") -> list[Finding]:
+    """All checks of data and saved teacher outputs."""
+    facts = Facts(cfg, config_file)
+    return run_checks(
+        [
+            ("data sets", lambda: check_sets(facts)),
+            ("training and test images are apart", lambda: check_overlap(facts)),
+            ("labels", lambda: check_labels(facts)),
+            ("teachers' caches", lambda: check_stores(facts)),
+            ("teachers' training data", lambda: check_teacher_data(facts)),
+            ("teachers' boxes", lambda: check_boxes(facts)),
+            ("teachers' soft labels", lambda: check_soft(facts)),
+            ("what the training loader gives", lambda: check_loader(facts)),
+        ]
+    )
+
+
+def check_sets(facts: Facts) -> list[Finding]:
+    """Data sets that cannot be loaded, or leave images out."""
+    findings = []
+    for name in ("train", "test"):
+        dataset = getattr(facts, name)
+        findings += facts.problems.get(name, [])
+        if dataset is not None and dataset.skipped:
+            what = f"{dataset.name}: {len(dataset.skipped)} images are left out; first: {dataset.skipped[0]}"
+            findings.append(warning(what))
+    return findings
+
+
+def check_overlap(facts: Facts) -> list[Finding]:
+    """Images in both the training and the test set."""
+    if facts.train is None or facts.test is None:
+        return []
+    try:
+        assert_disjoint(facts.train, facts.test)
+    except UserError as reason:
+        return [(warning if facts.cfg.DATASETS.ALLOW_OVERLAP else error)(str(reason))]
+    return []
+
+
+def check_labels(facts: Facts) -> list[Finding]:
+    """Tasks without a label to learn from, and missing labels to fill that are not missing."""
+    findings: list[Finding] = []
+    for task in TASKS if facts.train is not None else ():
+        assert facts.train is not None
+        attribute = "has_boxes" if task == "detection" else "has_sem_seg"
+        labelled = sum(getattr(record, attribute) for record in facts.train.records)
+        key, policy = f"DISTILL.{task.upper()}.POLICY", facts.cfg.DISTILL[task.upper()].POLICY
+        if not labelled and policy == "ground_truth":
+            what = f"no image of {facts.train.name} has labels for {task}: nothing teaches it"
+            findings.append(warning(what, f"choose another split, or {key} teacher"))
+        if labelled == len(facts.train) and policy == "fill_missing":
+            what = f"{key} fill_missing: every image has labels for {task}, so the teacher is never asked"
+            findings.append(warning(what, "choose combined, or another policy"))
+    return findings
+
+
+def check_loader(facts: Facts) -> list[Finding]:
+    """The first draws of the training loader, as the network would get them."""
+    if facts.train is None or facts.policy is None:
+        return []
+    stores = {task: facts.store(task) for task in facts.policy.teacher_tasks}
+    if any(store is None for store in stores.values()):
+        return []
+    try:
+        mapper = Mapper(facts.train, facts.cfg, train=True, teachers=stores, policy=facts.policy)
+        targets = [mapper(index)[1] for index in range(DRAWS)]
+    except UserError as reason:
+        return [error(str(reason))]
+    return check_targets(targets, facts.classes, facts.cfg.DISTILL.SEGMENTATION.TARGET)
