@@ -24,14 +24,17 @@ class Finding:
 
 
 def ok(what: str) -> Finding:
+    """All is well with ``what``."""
     return Finding(OK, what)
 
 
 def warning(what: str, fix: str = "") -> Finding:
+    """It works, but differently from what may be expected."""
     return Finding(WARNING, what, fix)
 
 
 def error(what: str, fix: str = "") -> Finding:
+    """It does not work, or silently goes wrong."""
     return Finding(ERROR, what, fix)
 
 

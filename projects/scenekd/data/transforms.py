@@ -37,6 +37,8 @@ __all__ = [
 
 
 class Transform(Protocol):
+    """Moves image, boxes, mask and coordinates of a sample together; draws from ``rng`` alone."""
+
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample: ...
 
 

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_voc_name(name: str) -> bool:
+    """Whether ``name`` is of the form ``voc[YEAR]_KIND_LIST``."""
     return _NAME.fullmatch(name) is not None
 
 
