@@ -2,48 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from tool_runner import ToolRunner, load_tool
 
 from scenekd import checkpoint
 from scenekd.data.catalog import load_dataset
 from scenekd.data.images import read_image, voc_palette
-from scenekd.errors import UserError, run_cli
+from scenekd.errors import UserError
 from scenekd.models import build_model
 from scenekd.predictor import open_predictor
 
 
-@pytest.fixture(scope="module")
-def demo() -> ModuleType:
-    path = Path(__file__).parents[1] / "tools" / "demo.py"
-    spec = importlib.util.spec_from_file_location("scenekd_demo", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def run(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """``run(arguments…)``: the exit code of the tool."""
-
-    def call(*arguments: object) -> int:
-        monkeypatch.setattr("sys.argv", ["demo.py", *map(str, arguments)])
-        try:
-            run_cli(demo.main)
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
-
-    return call
+def run(monkeypatch: pytest.MonkeyPatch) -> ToolRunner:
+    """tools/demo.py."""
+    return ToolRunner("demo", monkeypatch)
 
 
 @pytest.fixture
@@ -56,7 +36,7 @@ def weights(tiny_config: Callable[..., Any], tmp_path: Path) -> Path:
 
 
 def test_writes_panels_boxes_and_masks_without_a_config_file(
-    run: Callable[..., int], weights: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: ToolRunner, weights: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = sorted((scenes / "JPEGImages").glob("val_*.jpg"))[:2]
     out = tmp_path / "out"
@@ -83,7 +63,7 @@ def test_writes_panels_boxes_and_masks_without_a_config_file(
 
 
 def test_its_output_can_be_scored(
-    run: Callable[..., int], weights: Path, scenes: Path, tmp_path: Path, tiny_config: Callable[..., Any]
+    run: ToolRunner, weights: Path, scenes: Path, tmp_path: Path, tiny_config: Callable[..., Any]
 ) -> None:
     from scenekd.evaluation.evaluator import Evaluator
     from scenekd.evaluation.predictions import score_predictions
@@ -101,7 +81,7 @@ def test_its_output_can_be_scored(
 
 
 def test_bad_files_are_told_and_the_others_done(
-    run: Callable[..., int], weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: ToolRunner, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -119,7 +99,7 @@ def test_bad_files_are_told_and_the_others_done(
 
 
 def test_nothing_to_show(
-    run: Callable[..., int], weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: ToolRunner, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
     assert run("--weights", weights, "--input", tmp_path / "empty") == 2
@@ -132,7 +112,7 @@ def test_nothing_to_show(
 
 
 def test_a_checkpoint_without_a_configuration_needs_one(
-    run: Callable[..., int],
+    run: ToolRunner,
     weights: Path,
     tiny_config: Callable[..., Any],
     scenes: Path,
@@ -152,9 +132,9 @@ def test_a_checkpoint_without_a_configuration_needs_one(
     assert (out / "segmentation" / f"{image.stem}.png").is_file()
 
 
-def test_equal_names_from_two_folders_are_kept_apart(demo: ModuleType) -> None:
+def test_equal_names_from_two_folders_are_kept_apart() -> None:
     files = [Path("a/x.jpg"), Path("b/x.jpg"), Path("c/x.png"), Path("c/y.png")]
-    assert [name for name, _ in demo.named(files)] == ["x", "x_2", "x_3", "y"]
+    assert [name for name, _ in load_tool("demo").named(files)] == ["x", "x_2", "x_3", "y"]
 
 
 def test_weights_of_another_network_are_refused(weights: Path, tiny_config: Callable[..., Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from .data.catalog import assert_disjoint
 from .data.mapper import Mapper
 from .doctor_facts import Facts
-from .doctor_findings import Finding, error, run_checks, warning
+from .doctor_findings import Finding, error, run_checks, warning, without_repeats
 from .doctor_targets import check_targets
 from .doctor_teachers import check_boxes, check_soft, check_stores, check_teacher_data
 from .errors import UserError
@@ -19,24 +19,35 @@ DRAWS = 32  # of the training loader; few images may have a mask
 def check_data(cfg: Any, config_file: str = "CONFIG") -> list[Finding]:
     """All checks of data and saved teacher outputs."""
     facts = Facts(cfg, config_file)
-    return run_checks(
+    findings = run_checks([("data sets", lambda: check_sets(facts))])
+    if facts.train is None:
+        findings = without_repeats(findings)
+        return [*findings, warning("without the training set, labels and teachers were not looked at")]
+    findings += run_checks(
         [
-            ("data sets", lambda: check_sets(facts)),
             ("training and test images are apart", lambda: check_overlap(facts)),
             ("labels", lambda: check_labels(facts)),
-            ("teachers' caches", lambda: check_stores(facts)),
-            ("teachers' training data", lambda: check_teacher_data(facts)),
-            ("teachers' boxes", lambda: check_boxes(facts)),
-            ("teachers' soft labels", lambda: check_soft(facts)),
-            ("what the training loader gives", lambda: check_loader(facts)),
         ]
     )
+    if facts.policy and facts.policy.teacher_tasks:
+        findings += run_checks(
+            [
+                ("teachers' caches", lambda: check_stores(facts)),
+                ("teachers' training data", lambda: check_teacher_data(facts)),
+                ("teachers' boxes", lambda: check_boxes(facts)),
+                ("teachers' soft labels", lambda: check_soft(facts)),
+            ]
+        )
+    return without_repeats(findings + run_checks([("training loader", lambda: check_loader(facts))]))
 
 
 def check_sets(facts: Facts) -> list[Finding]:
     """Data sets that cannot be loaded, or leave images out."""
     findings = []
     for name in ("train", "test"):
+        if not facts.cfg.DATASETS[name.upper()]:
+            findings.append(warning(f"DATASETS.{name.upper()} names no data set"))
+            continue
         dataset = getattr(facts, name)
         findings += facts.problems.get(name, [])
         if dataset is not None and dataset.skipped:
@@ -48,7 +59,7 @@ def check_sets(facts: Facts) -> list[Finding]:
 def check_overlap(facts: Facts) -> list[Finding]:
     """Images in both the training and the test set."""
     if facts.train is None or facts.test is None:
-        return []
+        return [warning("no training or no test set: whether they overlap was not looked at")]
     try:
         assert_disjoint(facts.train, facts.test)
     except UserError as reason:

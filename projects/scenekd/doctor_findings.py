@@ -44,3 +44,8 @@ def run_checks(checks: Iterable[tuple[str, Callable[[], list[Finding]]]]) -> lis
     for subject, check in checks:
         findings += check() or [ok(subject)]
     return findings
+
+
+def without_repeats(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings, each once: two checks may stumble over one mistake."""
+    return list(dict.fromkeys(findings))
