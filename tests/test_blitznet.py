@@ -7,6 +7,7 @@ from torch import nn
 from kd_mtl.blitznet import BlitzNet
 from scenekd.config import get_cfg
 from scenekd.errors import UserError
+from scenekd.models import load_initial_weights
 from scenekd.sample import Prediction, Target
 
 SMALL = {
@@ -224,7 +225,23 @@ def test_pretrained_is_left_out_for_a_checkpoint():
     with pytest.raises(UserError, match="no such file"):
         BlitzNet.from_config(small_config(*lost))
     BlitzNet.from_config(small_config(*lost), pretrained=False)
-    BlitzNet.from_config(small_config(*lost, "MODEL.WEIGHTS", "model_final.pth"))
+
+
+def test_initial_weights_are_a_checkpoint_or_the_trunk_s(tmp_path):
+    """MODEL.WEIGHTS as a file: keys of the network make it a checkpoint, others go to the trunk."""
+    net, donor = (BlitzNet.from_config(small_config()) for _ in range(2))
+    with torch.no_grad():
+        for parameter in donor.parameters():
+            parameter.add_(1.0)
+    torch.save({"model": donor.state_dict()}, tmp_path / "whole.pth")
+    torch.save(donor.trunk.state_dict(), tmp_path / "trunk.pth")
+    head = next(name for name in net.state_dict() if not name.startswith("trunk."))
+    before = net.state_dict()[head].clone()
+    load_initial_weights(net, str(tmp_path / "trunk.pth"))
+    assert torch.equal(net.state_dict()[head], before)
+    assert torch.equal(net.trunk.conv1.weight, donor.trunk.conv1.weight)
+    load_initial_weights(net, str(tmp_path / "whole.pth"))
+    assert all(torch.equal(value, donor.state_dict()[name]) for name, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize(

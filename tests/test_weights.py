@@ -109,7 +109,7 @@ def test_wrong_files(tmp_path, content, message):
     torch.save(content(), tmp_path / "weights.pth")
     with pytest.raises(UserError, match=message) as error:
         load_pretrained(build_trunk("resnet18"), "resnet18", str(tmp_path / "weights.pth"))
-    assert "MODEL.BLITZNET.PRETRAINED" in str(error.value)
+    assert "MODEL.WEIGHTS" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -262,8 +262,8 @@ def test_zoo_offline(tmp_path, monkeypatch):
     with pytest.raises(UserError) as error:
         load_pretrained(build_trunk("vgg16"), "vgg16", "torchvision")
     message = str(error.value)
-    assert "MODEL.BLITZNET.PRETRAINED" in message
+    assert "MODEL.WEIGHTS" in message
     assert "Name or service not known" in message
     assert str(tmp_path / "checkpoints" / "vgg16-397923af.pth") in message
-    assert 'MODEL.BLITZNET.PRETRAINED ""' in message
+    assert 'MODEL.WEIGHTS ""' in message
     assert "\n" not in message

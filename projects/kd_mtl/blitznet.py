@@ -83,7 +83,7 @@ class BlitzNet(nn.Module):
         super().__init__()
         if not tasks or set(tasks) - set(TASKS):
             raise ValueError(f"tasks must be one or both of {TASKS}, got {tuple(tasks)}")
-        self.image_size, self.num_classes = image_size, num_classes
+        self.image_size, self.num_classes, self.trunk_name = image_size, num_classes, trunk
         self.tasks = tuple(task for task in TASKS if task in tasks)
         map_sizes = prediction_sizes(image_size, x4)
         self.segmentation_size = (map_sizes[0], map_sizes[0])
@@ -118,8 +118,8 @@ class BlitzNet(nn.Module):
     def from_config(cls, cfg: CfgNode, *, pretrained: bool = True) -> BlitzNet:
         """The network of ``cfg.MODEL.BLITZNET``, for ``cfg.INPUT.SIZE`` and ``cfg.DATASETS.CLASSES``.
 
-        ``PRETRAINED`` is read unless ``pretrained`` is False or ``MODEL.WEIGHTS`` names a checkpoint, whose
-        weights come later.
+        With ``pretrained`` the trunk's weights are read, of ``PRETRAINED`` or of ``MODEL.WEIGHTS`` where that is
+        ``torchvision``; a file in ``MODEL.WEIGHTS`` is for :func:`scenekd.models.load_initial_weights`.
         """
         node = cfg.MODEL.BLITZNET
         unknown = set(node.TASKS) - set(TASKS)
@@ -131,6 +131,7 @@ class BlitzNet(nn.Module):
             raise UserError(
                 f"MODEL.BLITZNET.BLOCK_CHANNELS: {tuple(node.BLOCK_CHANNELS)}; give (inner, outer)"
             )
+        zoo = "torchvision" if cfg.MODEL.WEIGHTS == "torchvision" else ""
         try:
             block_sizes(cfg.INPUT.SIZE)
         except ValueError as error:
@@ -143,7 +144,7 @@ class BlitzNet(nn.Module):
             trunk_width=node.TRUNK_WIDTH,
             norm=node.NORM,
             stride_in_1x1=node.STRIDE_IN_1X1,
-            pretrained=node.PRETRAINED if pretrained and not cfg.MODEL.WEIGHTS else "",
+            pretrained=(node.PRETRAINED or zoo) if pretrained else "",
             x4=node.X4,
             block_channels=node.BLOCK_CHANNELS,
             stream_channels=node.STREAM_CHANNELS,
@@ -160,6 +161,10 @@ class BlitzNet(nn.Module):
                 "topk": node.TOPK,
             },
         )
+
+    def load_trunk(self, source: str) -> None:
+        """Load a weight file of the trunk alone, see :func:`.weights.load_pretrained`."""
+        load_pretrained(self.trunk, self.trunk_name, source)
 
     def forward(
         self, images: Tensor, targets: list[Target] | None = None

@@ -12,9 +12,10 @@ def add_kd_mtl_config(cfg: CN) -> None:
 
     node.TRUNK = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101 | densenet121 | vgg16
     node.TRUNK_WIDTH = 64  # channels of a ResNet's first stage (64, the usual); 32 halves every stage
-    # torchvision: its ImageNet weights (downloaded once) | "": random | path of a weight file: torchvision's
-    # .pth, detectron2's .pkl, MMSegmentation's .pth. Read for training only.
-    node.PRETRAINED = "torchvision"
+    # The trunk's own weights come by MODEL.WEIGHTS: "torchvision" (ImageNet, downloaded once), "" (random), or a
+    # file: a checkpoint of the whole network, or torchvision's .pth, detectron2's .pkl, MMSegmentation's .pth of
+    # the trunk. In a native detectron2 config, where MODEL.WEIGHTS is detectron2's, this key takes their place.
+    node.PRETRAINED = ""
     node.STRIDE_IN_1X1 = False  # True: Caffe's ResNet-50/101, for detectron2's MSRA .pkl; False: in the 3×3
     # BN | SyncBN (statistics over all GPU processes) | FrozenBN (the trunk's statistics and affine stay
     # fixed, the blocks after it keep BN)

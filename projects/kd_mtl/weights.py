@@ -20,7 +20,7 @@ from scenekd.errors import UserError
 
 from .pkl_weights import load_array_pickle, trunk_arrays
 
-_KEY = "MODEL.BLITZNET.PRETRAINED"
+_KEY = "MODEL.WEIGHTS"
 _LOG = logging.getLogger(__name__)
 
 

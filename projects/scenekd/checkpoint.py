@@ -103,6 +103,15 @@ def weights_of(state: dict[str, Any]) -> dict[str, Tensor]:
     return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
+def fits(net: nn.Module, path: str | Path) -> bool:
+    """Whether any tensor of the checkpoint is one of the network's, by name and shape."""
+    if Path(path).suffix == ".pkl":
+        return False
+    own = net.state_dict()
+    weights = _bare_names(weights_of(read(path)))
+    return any(name in own and own[name].shape == value.shape for name, value in weights.items())
+
+
 def load_weights(net: nn.Module, path: str | Path, *, strict: bool = False) -> LoadReport:
     """Load a checkpoint file into the bare network; a partial match is logged.
 
@@ -140,6 +149,14 @@ def load_state(
     if partial:
         logger.warning("%s: %d of %d tensors loaded (%s)", source, len(fitting), len(own), _examples(report))
     return report
+
+
+def _bare_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefix of a wrapper."""
+    for prefix in ("module.", "net."):
+        if weights and all(name.startswith(prefix) for name in weights):
+            weights = {name[len(prefix) :]: value for name, value in weights.items()}
+    return weights
 
 
 def _examples(report: LoadReport) -> str:

@@ -21,7 +21,7 @@ from .data.mapper import Mapper, collate
 from .data.policy import build_policy
 from .errors import UserError
 from .files import write_text
-from .models import build_model, choose_device
+from .models import build_model, choose_device, load_initial_weights
 from .sample import Target
 from .sampling import DrawSampler, ShareSampler
 from .teachers.build import check_teacher_overlap, open_store
@@ -158,8 +158,8 @@ class Experiment:
             checkpoint.load_state(
                 net, self.state["model"], str(self.output_dir / checkpoint.LAST), strict=True
             )
-        elif self.cfg.MODEL.WEIGHTS:
-            checkpoint.load_weights(net, self.cfg.MODEL.WEIGHTS)
+        else:
+            load_initial_weights(net, self.cfg.MODEL.WEIGHTS)
         return net.to(self.device)
 
     @property

@@ -6,8 +6,12 @@ import torch
 from fvcore.common.config import CfgNode
 from torch import nn
 
+from . import checkpoint
 from .config import import_system
 from .errors import UserError
+
+# Values of MODEL.WEIGHTS that name no file: random weights, and the trunk's from torchvision's zoo.
+NO_FILE = ("", "torchvision")
 
 
 def build_model(cfg: CfgNode, *, pretrained: bool = True) -> nn.Module:
@@ -19,6 +23,21 @@ def build_model(cfg: CfgNode, *, pretrained: bool = True) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.SEED)
         return system.build_model(cfg, pretrained=pretrained)
+
+
+def load_initial_weights(net: nn.Module, source: str) -> None:
+    """Load ``MODEL.WEIGHTS`` where it is a file: a checkpoint of the whole network, else weights of its trunk.
+
+    Raises:
+        UserError: no such file, not readable, or it fits neither.
+    """
+    if source in NO_FILE:
+        return
+    load_trunk = getattr(net, "load_trunk", None)
+    if load_trunk is not None and not checkpoint.fits(net, source):
+        load_trunk(source)
+    else:
+        checkpoint.load_weights(net, source)
 
 
 def choose_device(cfg: CfgNode) -> torch.device:

@@ -10,6 +10,7 @@ from fvcore.common.config import CfgNode
 
 from ..errors import UserError
 from ..experiment import Experiment
+from ..models import NO_FILE
 from ..report import report_run, save_panels
 from ..results import check_expected, describe_run, write_results
 from . import datasets  # noqa: F401 - the frameworks' data sets by name
@@ -44,7 +45,7 @@ def evaluate_once(
     setup_logging(cfg.OUTPUT_DIR, rank)
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST: names no data set; give one, such as \"('voc2012_seg_val',)\"")
-    if not cfg.MODEL.WEIGHTS and not resume:
+    if cfg.MODEL.WEIGHTS in NO_FILE and not resume:
         raise UserError("MODEL.WEIGHTS: --eval-only needs a checkpoint; add MODEL.WEIGHTS FILE")
     experiment = Experiment(cfg, rank=rank, world_size=world_size, local_rank=local_rank, resume=resume)
     start = time.perf_counter()
