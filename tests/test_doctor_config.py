@@ -74,6 +74,8 @@ def test_mistakes_in_settings(
 
 def test_good_settings_are_all_ok(tiny_config: Callable[..., Any]) -> None:
     assert {finding.level for finding in check_settings(tiny_config("run"))} == {"ok"}
+    zoo = check_settings(tiny_config("run", "MODEL.WEIGHTS", "torchvision"))
+    assert {finding.level for finding in zoo} == {"ok"}, "the zoo's name is no file"
 
 
 def test_peak_of_a_scores_target_is_the_thesiss() -> None:

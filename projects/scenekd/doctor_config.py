@@ -10,7 +10,7 @@ from typing import Any
 from .data.policy import POLICIES, build_policy
 from .doctor_findings import Finding, error, run_checks, warning
 from .errors import UserError
-from .models import choose_device
+from .models import NO_FILE, choose_device
 from .teachers.protocol import TASKS
 
 
@@ -37,7 +37,7 @@ def check_start(cfg: Any) -> list[Finding]:
     except UserError as reason:
         findings.append(error(str(reason)))
     weights = cfg.MODEL.WEIGHTS
-    if weights and not Path(weights).is_file():
+    if weights not in NO_FILE and not Path(weights).is_file():
         findings.append(error(f"MODEL.WEIGHTS: {weights}: no such file", 'set it, or MODEL.WEIGHTS ""'))
     return findings
 
