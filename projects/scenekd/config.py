@@ -53,13 +53,32 @@ def import_system(system: str) -> Any:
         raise UserError(f"SYSTEM: {system} is not part of this release of SceneKD") from None
 
 
+def import_systems() -> None:
+    """Import every system that is installed, for its registered models and keys."""
+    for system in SYSTEMS:
+        try:
+            importlib.import_module(system)
+        except ModuleNotFoundError as error:
+            if error.name != system:
+                raise
+
+
 def add_scenekd_config(cfg: CN) -> None:
-    """Add SceneKD's own keys to ``cfg`` (for example to detectron2's ``get_cfg()``); existing keys stay."""
-    _merge_missing(cfg, _own_defaults())
+    """Add SceneKD's own keys to ``cfg``, for example to detectron2's ``get_cfg()``; existing keys stay.
+
+    ``MODEL.<system>`` is added for every system imported so far; ``import scenekd.engines.detectron2`` imports all.
+    """
+    defaults = _own_defaults()
+    defaults.MODEL = CN()
+    for add in _SYSTEM_DEFAULTS.values():
+        add(defaults)
+    _merge_missing(cfg, defaults)
 
 
 def _merge_missing(cfg: CN, defaults: CN) -> None:
     for key, value in defaults.items():
+        if key not in cfg and isinstance(value, CN):
+            cfg[key] = type(cfg)()  # detectron2's nodes take only their own type from a file
         if key not in cfg:
             cfg[key] = copy.deepcopy(value)
         elif isinstance(value, CN) and isinstance(cfg[key], CN):
@@ -186,7 +205,7 @@ def _detectron2_defaults() -> CN:
 def get_cfg(system: str = "kd_mtl") -> CN:
     """A fresh configuration with the defaults of ``system``."""
     cfg = _detectron2_defaults()
-    add_scenekd_config(cfg)
+    _merge_missing(cfg, _own_defaults())
     import_system(system)
     _SYSTEM_DEFAULTS[system](cfg)
     cfg.SYSTEM = system
