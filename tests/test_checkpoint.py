@@ -170,7 +170,7 @@ def test_damaged_files(tmp_path):
     for length in range(0, len(data), 97):
         path.write_bytes(data[:length])
         _refused(path)
-    for position in range(0, len(data), 5):
+    for position in range(0, len(data), 11):
         changed = bytearray(data)
         changed[position] ^= 1 << position % 8
         path.write_bytes(bytes(changed))
