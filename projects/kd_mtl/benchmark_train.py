@@ -9,35 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from scenekd.benchmark.material import made_up_outputs, manifest
 from scenekd.benchmark.measure import Row, Times, synchronise
-from scenekd.benchmark.options import VOC_SIZE, Options
-from scenekd.config import get_cfg, load_config
-from scenekd.data.catalog import load_dataset
-from scenekd.data.scenes import SCENES_CLASSES
+from scenekd.benchmark.options import Options
 from scenekd.experiment import Experiment
 from scenekd.registry import register
-from scenekd.teachers.cache_builder import write_cache
+
+from .benchmark_train_cases import BOXES, Case, cases, large_case, make_caches
 
 NAME = "train"
-BOXES = 100  # TEACHER.DETECTION.MAX_BOXES
-
-
-@dataclass
-class Case:
-    """A configuration and the number of steps that are timed."""
-
-    name: str
-    cfg: Any
-    steps: int
-    stride: int  # of the teacher's grid
-    policies: tuple[str, ...] = ("combined",)
 
 
 @register("benchmark", NAME)
@@ -50,65 +33,6 @@ def suite(options: Options) -> Iterator[Row]:
                 yield compare(options, case, policy, device)
     if "cuda" in options.devices:
         yield _amp(options)
-
-
-def cases(options: Options, device: str) -> list[Case]:
-    """What is trained on a device."""
-    found = []
-    if options.size != "tiny" and device == "cuda":
-        return [_large(options, device, images=32, steps=options.pick(30, 10, 0))]
-    small = load_config(Path(__file__).with_name("quickstart.yaml")).clone()
-    small.defrost()
-    small.DATASETS.KEEP_SEM_SEG = 1.0
-    small.DATASETS.ROOT = str(options.scenes(options.pick(160, 64, 8), (128, 160)))
-    if options.size == "tiny":
-        small.INPUT.SIZE, small.SOLVER.IMS_PER_BATCH, small.DATALOADER.NUM_WORKERS = 64, 2, 0
-    found.append(
-        Case(
-            "quickstart's network, 128 px",
-            _prepared(small),
-            options.pick(20, 8, 1),
-            8,
-            ("teacher", "combined"),
-        )
-    )
-    if options.size != "tiny":
-        found.append(_large(options, device, images=4, steps=options.pick(4, 2, 0)))
-    return found
-
-
-def _large(options: Options, device: str, images: int, steps: int) -> Case:
-    cfg = get_cfg()
-    cfg.DATASETS.ROOT = str(options.scenes(options.pick(64, 16, 2), VOC_SIZE))
-    cfg.DATASETS.CLASSES = SCENES_CLASSES
-    cfg.MODEL.BLITZNET.PRETRAINED = ""
-    cfg.MODEL.DEVICE = device
-    cfg.SOLVER.IMS_PER_BATCH = images
-    cfg.DATALOADER.NUM_WORKERS = 1 if device == "cpu" else 8
-    return Case("BlitzNet300-R50", _prepared(cfg), steps, 4)
-
-
-def _prepared(cfg: Any) -> Any:
-    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("voc_seg_train",), ()
-    cfg.SOLVER.MAX_ITER = 100_000
-    for node in (cfg.TEACHER.DETECTION, cfg.TEACHER.SEGMENTATION):
-        node.TYPE, node.TRAINED_ON = "", ()
-    return cfg
-
-
-def make_caches(case: Case, workdir: Path) -> None:
-    """Teacher caches for the case's images; their folders go into its configuration."""
-    cfg = case.cfg
-    dataset = load_dataset("voc_seg_train", root=cfg.DATASETS.ROOT, classes=tuple(cfg.DATASETS.CLASSES))
-    for task in ("detection", "segmentation"):
-        folder = workdir / f"{Path(cfg.DATASETS.ROOT).name}_{task}"
-        if not folder.is_dir():
-            write_cache(
-                folder,
-                manifest(task, dataset.classes, "made up"),
-                made_up_outputs(dataset, BOXES, case.stride),
-            )
-        cfg.TEACHER[task.upper()].CACHE = str(folder)
 
 
 def with_policy(cfg: Any, policy: str) -> Any:
@@ -144,37 +68,35 @@ def seconds_per_step(cfg: Any, steps: int) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def compare(options: Options, case: Case, policy: str, device: str) -> Row:
-    """One policy for both tasks against ground truth, in turn."""
+def alternate(ours: Any, peer: Any, steps: int, repeats: int) -> Times:
+    """Two configurations in turn."""
     times = Times([], [])
-    for _ in range(options.repeats(5)):
-        times.ours.append(seconds_per_step(with_policy(case.cfg, policy), case.steps))
-        times.peer.append(seconds_per_step(with_policy(case.cfg, "ground_truth"), case.steps))
+    for _ in range(repeats):
+        times.ours.append(seconds_per_step(ours, steps))
+        times.peer.append(seconds_per_step(peer, steps))
+    return times
+
+
+def compare(options: Options, case: Case, policy: str, device: str) -> Row:
+    """One policy for both tasks against ground truth."""
+    ours, peer = with_policy(case.cfg, policy), with_policy(case.cfg, "ground_truth")
+    times = alternate(ours, peer, case.steps, options.repeats(5))
+    batch, workers = ours.SOLVER.IMS_PER_BATCH, ours.DATALOADER.NUM_WORKERS
     detail = (
-        f"batch {case.cfg.SOLVER.IMS_PER_BATCH}, {case.cfg.DATALOADER.NUM_WORKERS} workers, {BOXES} teacher "
+        f"batch {batch}, {workers} workers, {BOXES} teacher boxes an image, {case.steps} steps a sample, "
     )
-    detail += (
-        f"boxes an image, {case.steps} steps a sample, loader included: {times.describe('ground truth')}"
-    )
-    return Row(
-        NAME,
-        f"{case.name}, policy {policy} / ground truth, {device}",
-        *times.cost,
-        target=("<=", 1.05),
-        detail=detail,
-    )
+    detail += f"loader included: {times.describe('ground truth')}"
+    name = f"{case.name}, policy {policy} / ground truth, {device}"
+    return Row(NAME, name, *times.cost, target=("<=", 1.05), detail=detail)
 
 
 def _amp(options: Options) -> Row:
-    case = _large(options, "cuda", images=32, steps=options.pick(30, 10, 1))
+    case = large_case(options, "cuda", images=32, steps=options.pick(30, 10, 1))
     make_caches(case, options.workdir)
     off = with_policy(case.cfg, "combined")
     on = off.clone()
     on.defrost()
     on.SOLVER.AMP.ENABLED = True
-    times = Times([], [])
-    for _ in range(options.repeats(3)):
-        times.ours.append(seconds_per_step(on, case.steps))
-        times.peer.append(seconds_per_step(off, case.steps))
+    times = alternate(on, off, case.steps, options.repeats(5))
     detail = f"batch 32, combined, loader included: {times.describe('float32')}"
     return Row(NAME, "BlitzNet300-R50, AMP against float32, cuda", *times.speedup, detail=detail)
