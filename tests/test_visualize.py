@@ -152,7 +152,7 @@ def test_curves_are_drawn_from_the_lines_that_have_them() -> None:
     ]
     evaluations = [{"iteration": i, "sem_seg/mIoU": 10.0 + i, "bbox/mAP": None} for i in (50, 100)]
     assert loss_curves(evaluations) is None
-    assert evaluation_curves(lines) is None
+    assert evaluation_curves([*lines, evaluations[0]]) is None, "one point is no curve"
     three = size_of(loss_curves([*lines, *evaluations]))  # total, segmentation, learning rate: three in a row
     two = size_of(evaluation_curves([*lines, *evaluations]))  # mIoU and the empty mAP
     assert three[0] == 3 * 390 and two[0] == 2 * 390

@@ -15,7 +15,7 @@ from PIL import Image
 from .data.policy import TaskPolicy
 from .predictor import Predictor
 from .recorder import read_metrics
-from .report_html import Markup, escape, figure, number, table, write_page
+from .report_html import Markup, Number, escape, figure, number, table, write_page
 from .report_panels import Picture, TeacherViews, report_panels
 from .report_tables import Results, flatten_keys, headlines, interval_text, per_class_table, settings
 from .teachers.protocol import TASKS
@@ -151,7 +151,7 @@ def write_comparison(
     for row in shown:
         numbers = [number(row.get(name)) for name in metrics]
         intervals = [interval_text(row.get(f"{name}_interval")) for name in metrics]
-        both = [Markup(f"{n} <small>{i}</small>") if i else n for n, i in zip(numbers, intervals)]
+        both = [Number(f"{n} <small>{i}</small>") if i else n for n, i in zip(numbers, intervals)]
         cells.append([row["row"], row.get("what", ""), *both, *(number(row.get(key), 0) for key in more)])
     names = list(dict.fromkeys(row["row"] for row in rows))
     series = {

@@ -38,25 +38,28 @@ def escape(value: Any) -> Markup:
     return value if isinstance(value, Markup) else Markup(html.escape(str(value)))
 
 
-def number(value: Any, digits: int = 2) -> Markup:
+class Number(Markup):
+    """A number; a table sets it to the right."""
+
+
+def number(value: Any, digits: int = 2) -> Number:
     """A number, or a dash where there is none (None, NaN)."""
     if value is None or isinstance(value, float) and not math.isfinite(value):
-        return Markup("–")
-    return Markup(f"{value:.{digits}f}" if isinstance(value, float) else f"{value}")
+        return Number("–")
+    return Number(f"{value:.{digits}f}" if isinstance(value, float) else f"{value}")
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[Any]], caption: str = "") -> Markup:
-    """A table; cells made by :func:`number` and true numbers are set to the right."""
+    """A table; cells made by :func:`number` are set to the right."""
     head = "".join(f"<th>{escape(header)}</th>" for header in headers)
-    body = "".join("<tr>" + "".join(_cell(cell) for cell in row) + "</tr>\n" for row in rows)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>\n" for row in rows)
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
     return Markup(f"<table>{title}<tr>{head}</tr>\n{body}</table>")
 
 
 def _cell(cell: Any) -> str:
-    text = escape(cell)
-    plain = text.replace(".", "", 1).replace("-", "", 1).replace("–", "0")
-    return f'<td class="number">{text}</td>' if plain.isdigit() else f"<td>{text}</td>"
+    side = ' class="number"' if isinstance(cell, Number) else ""
+    return f"<td{side}>{escape(cell)}</td>"
 
 
 def interval_bar(value: Any, interval: Sequence[Any] | None = None, width: int = 180) -> Markup:

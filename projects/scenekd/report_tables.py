@@ -57,8 +57,12 @@ def per_class_table(results: Results) -> list[Markup]:
             value, interval = metrics.get(key + name), metrics.get(f"{key}{name}_interval")
             row += [number(value), interval_text(interval), interval_bar(value, interval)]
         rows.append(row)
-    headers = ["class", *(text for _, _, title in columns for text in (title, "95 % interval", ""))]
-    return [table(headers, rows, "In percent; intervals from a bootstrap over the images.")]
+    known = any(name.endswith("_interval") for metrics, _, _ in columns for name in metrics)
+    heading, caption = (
+        ("95 % interval", "; intervals from a bootstrap over the images") if known else ("", "")
+    )
+    headers = ["class", *(text for _, _, title in columns for text in (title, heading, ""))]
+    return [table(headers, rows, f"In percent{caption}.")]
 
 
 def interval_text(interval: Sequence[Any] | None) -> str:

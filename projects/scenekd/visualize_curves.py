@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _COLUMNS = 3
 _SMOOTH_FROM = 100  # points; fewer are readable as they are
-HEADLINES = ("sem_seg/mIoU", "bbox/mAP", "bbox/AP50", "bbox/AP")
+HEADLINES = ("sem_seg/mIoU", "bbox/mAP", "bbox/AP")  # AP50 is mAP under another name, or a part of AP
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -41,8 +41,10 @@ def loss_curves(lines: Lines) -> bytes | None:
 
 
 def evaluation_curves(lines: Lines) -> bytes | None:
-    """The headline numbers of the periodic evaluations, in percent; None where there were none."""
+    """The headline numbers of the periodic evaluations, in percent; None where there were not two of them."""
     rows = [line for line in lines if "total_loss" not in line]
+    if len(rows) < 2:
+        return None
     names = [name for name in HEADLINES if any(name in row for row in rows)]
     if not names:
         return None
