@@ -83,7 +83,8 @@ class BlitzNet(nn.Module):
         super().__init__()
         if not tasks or set(tasks) - set(TASKS):
             raise ValueError(f"tasks must be one or both of {TASKS}, got {tuple(tasks)}")
-        self.image_size, self.num_classes, self.trunk_name = image_size, num_classes, trunk
+        self.image_size, self.num_classes = image_size, num_classes
+        self.trunk_name, self.norm = trunk, norm
         self.tasks = tuple(task for task in TASKS if task in tasks)
         map_sizes = prediction_sizes(image_size, x4)
         self.segmentation_size = (map_sizes[0], map_sizes[0])
@@ -189,10 +190,11 @@ class BlitzNet(nn.Module):
         if images.shape[1:] != (3, self.image_size, self.image_size):
             size = self.image_size
             raise ValueError(f"images must be (B, 3, {size}, {size}), got {tuple(images.shape)}")
-        if self.training and len(images) == 1 and block_sizes(self.image_size)[-1] == 1:
+        one_cell = block_sizes(self.image_size)[-1] == 1
+        if self.training and len(images) == 1 and one_cell and self.norm != "GN":
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH: at INPUT.SIZE {self.image_size} the deepest map is one cell, so that "
-                "batch normalisation needs two images a process and step; raise it"
+                "batch normalisation needs two images a process and step; raise it, or set MODEL.BLITZNET.NORM GN"
             )
         x = (images - self.pixel_mean) / self.pixel_std
         if x.device.type == "cpu":  # a tenth faster there; the layers keep the layout

@@ -5,6 +5,7 @@ Every convolution here has no bias and is followed by batch normalisation, as in
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -23,8 +24,19 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         return super().forward(input)
 
 
+GROUP_CHANNELS = 8
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation (Wu & He, ECCV 2018) over groups of eight channels: right for small batches, where the
+    statistics of a one-cell map over a few images are noise."""
+    return nn.GroupNorm(max(1, math.gcd(channels, channels // GROUP_CHANNELS)), channels)
+
+
 def norm_layer(norm: str, channels: int) -> nn.Module:
-    """Trainable batch normalisation, ``BN`` or ``SyncBN``. ``FrozenBN`` is for the trunk, here it is BN."""
+    """``BN``, ``SyncBN`` or ``GN``, trainable. ``FrozenBN`` is for the trunk, here it is BN."""
+    if norm == "GN":
+        return group_norm(channels)
     return SyncBatchNorm(channels) if norm == "SyncBN" else nn.BatchNorm2d(channels)
 
 

@@ -18,7 +18,7 @@ def add_kd_mtl_config(cfg: CN) -> None:
     node.PRETRAINED = ""
     node.STRIDE_IN_1X1 = False  # True: Caffe's ResNet-50/101, for detectron2's MSRA .pkl; False: in the 3×3
     # BN | SyncBN (statistics over all GPU processes) | FrozenBN (the trunk's statistics and affine stay
-    # fixed, the blocks after it keep BN)
+    # fixed, the blocks after it keep BN) | GN (over groups of 8 channels, for batches of a few small images)
     node.NORM = "BN"
 
     node.X4 = False  # one more upscale block: predictions and the segmentation map at stride 4 instead of 8

@@ -16,11 +16,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from scenekd.errors import UserError
 
-from .blocks import SyncBatchNorm
+from .blocks import SyncBatchNorm, group_norm
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # RGB, images in 0…1
 PIXEL_STD = (0.229, 0.224, 0.225)
-NORMS = ("BN", "SyncBN", "FrozenBN")
+NORMS = ("BN", "SyncBN", "FrozenBN", "GN")
 
 
 class ResNetTrunk(nn.Module):
@@ -181,7 +181,10 @@ def convert_norm(module: nn.Module, norm: str) -> None:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
             new: nn.Module
-            if norm == "SyncBN":
+            if norm == "GN":
+                new = group_norm(child.num_features)
+                new.load_state_dict({"weight": child.weight, "bias": child.bias})
+            elif norm == "SyncBN":
                 new = SyncBatchNorm(child.num_features)
                 new.load_state_dict(child.state_dict())
             else:

@@ -18,13 +18,14 @@ from torch.utils.data import Dataset as TorchDataset
 from . import checkpoint, optim
 from .data.catalog import Dataset, assert_disjoint, load_datasets
 from .data.mapper import Mapper, collate
-from .data.policy import build_policy
+from .data.policy import SourcePolicy, build_policy
 from .errors import UserError
 from .files import write_text
 from .models import build_model, choose_device, load_initial_weights
 from .sample import Target
 from .sampling import DrawSampler, ShareSampler
 from .teachers.build import check_teacher_overlap, open_store
+from .teachers.protocol import TeacherStore
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +55,21 @@ class Experiment:
         cfg: a frozen configuration.
         rank, world_size, local_rank: this process.
         resume: go on from ``OUTPUT_DIR/last.pth`` where it exists.
+        whole: ``MODEL.WEIGHTS`` must hold the whole network, as an evaluation needs it.
     """
 
     def __init__(
-        self, cfg: CfgNode, *, rank: int = 0, world_size: int = 1, local_rank: int = 0, resume: bool = False
+        self,
+        cfg: CfgNode,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        local_rank: int = 0,
+        resume: bool = False,
+        whole: bool = False,
     ) -> None:
         self.cfg, self.rank, self.world_size = cfg, rank, world_size
+        self.whole = whole
         self.output_dir = Path(cfg.OUTPUT_DIR)
         self.device = choose_device(cfg)
         if self.device.type == "cuda" and world_size > 1:
@@ -80,10 +90,12 @@ class Experiment:
                 raise UserError(
                     f"{last}: holds no {key!r}, so it is no resume state; delete it or drop --resume"
                 )
-        if self.state.get("seed") != self.cfg.SEED:
-            raise UserError(
-                f"{last}: written with SEED {self.state.get('seed')}, not {self.cfg.SEED}; set that seed"
-            )
+        # Which image a step shows depends on these two.
+        for key, value in (("SEED", self.cfg.SEED), ("SOLVER.IMS_PER_BATCH", self.cfg.SOLVER.IMS_PER_BATCH)):
+            if self.state.get(key) != value:
+                raise UserError(
+                    f"{last}: written with {key} {self.state.get(key)}, not {value}; set that to resume"
+                )
 
     # Data ---------------------------------------------------------------------------------------------------
 
@@ -100,6 +112,26 @@ class Experiment:
             assert_disjoint(data, self.test_data)
         return data
 
+    @functools.cached_property
+    def policy(self) -> SourcePolicy:
+        """Which source each image takes, for each task."""
+        return build_policy(self.cfg, self.train_data.image_ids)
+
+    @functools.cached_property
+    def stores(self) -> dict[str, TeacherStore]:
+        """The teachers' outputs that the policy needs."""
+        records = self.train_data.records
+        return {task: open_store(self.cfg, task, records=records) for task in self.policy.teacher_tasks}
+
+    def check_data(self, *, train: bool) -> None:
+        """Find the data, and for training the teachers' outputs: what is missing is told before any work."""
+        if self.cfg.DATASETS.TEST:
+            self.test_data  # noqa: B018 - read, and kept
+        if train:
+            self.train_data  # noqa: B018
+            check_teacher_overlap(self.cfg)
+            self.stores  # noqa: B018
+
     @property
     def images_per_process(self) -> int:
         """Images of one iteration in this process."""
@@ -114,12 +146,13 @@ class Experiment:
     def train_loader(self) -> DataLoader[Any]:
         """Batches from ``start_iteration`` to ``SOLVER.MAX_ITER`` for this process."""
         cfg = self.cfg
-        policy = build_policy(cfg, self.train_data.image_ids)
-        records = self.train_data.records
-        stores = {task: open_store(cfg, task, records=records) for task in policy.teacher_tasks}
-        check_teacher_overlap(cfg)
         mapper = Mapper(
-            self.train_data, cfg, train=True, teachers=stores, policy=policy, soft_size=self.soft_size()
+            self.train_data,
+            cfg,
+            train=True,
+            teachers=self.stores,
+            policy=self.policy,
+            soft_size=self.soft_size(),
         )
         sampler = DrawSampler(
             self.images_per_process,
@@ -153,11 +186,13 @@ class Experiment:
     @functools.cached_property
     def net(self) -> nn.Module:
         """The network on its device, with ``MODEL.WEIGHTS`` or the resumed weights."""
-        net = build_model(self.cfg, pretrained=not self.state)
+        net = build_model(self.cfg, pretrained=not (self.state or self.whole))
         if self.state:
             checkpoint.load_state(
                 net, self.state["model"], str(self.output_dir / checkpoint.LAST), strict=True
             )
+        elif self.whole:
+            checkpoint.load_weights(net, self.cfg.MODEL.WEIGHTS, strict=True)
         else:
             load_initial_weights(net, self.cfg.MODEL.WEIGHTS)
         return net.to(self.device)
@@ -178,7 +213,11 @@ class Experiment:
         """The optimizer, with its resumed state."""
         optimizer = optim.build_optimizer(self.net, self.cfg)
         if self.state:
+            given = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
             optimizer.load_state_dict(self.state["optimizer"])
+            # A rate or decay that was changed for the rest of the run counts.
+            for group, (lr, decay) in zip(optimizer.param_groups, given):
+                group.update(initial_lr=lr, weight_decay=decay)
         return optimizer
 
     @property
@@ -213,10 +252,10 @@ class Experiment:
             optimizer=self.optimizer.state_dict(),
             scaler=scaler or {},
             iteration=iteration,
-            seed=self.cfg.SEED,
             engine=engine,
             best=self.best,
         )
+        state.update({"SEED": self.cfg.SEED, "SOLVER.IMS_PER_BATCH": self.cfg.SOLVER.IMS_PER_BATCH})
         checkpoint.atomic_save(state, self.output_dir / checkpoint.LAST)
 
     def sync_buffers(self) -> None:

@@ -25,6 +25,7 @@ def train_once(
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN: names no data set; give one, such as \"('voc2012_seg_train',)\"")
     experiment = Experiment(cfg, rank=rank, world_size=world_size, local_rank=local_rank, resume=resume)
+    experiment.check_data(train=True)
     start = time.perf_counter()
     results = engine_module(engine).train(experiment)
     _finish(experiment, engine, results, time.perf_counter() - start, trained=True)
@@ -47,7 +48,10 @@ def evaluate_once(
         raise UserError("DATASETS.TEST: names no data set; give one, such as \"('voc2012_seg_val',)\"")
     if cfg.MODEL.WEIGHTS in NO_FILE and not resume:
         raise UserError("MODEL.WEIGHTS: --eval-only needs a checkpoint; add MODEL.WEIGHTS FILE")
-    experiment = Experiment(cfg, rank=rank, world_size=world_size, local_rank=local_rank, resume=resume)
+    experiment = Experiment(
+        cfg, rank=rank, world_size=world_size, local_rank=local_rank, resume=resume, whole=True
+    )
+    experiment.check_data(train=False)
     start = time.perf_counter()
     results = engine_module(engine).evaluate(experiment)
     _finish(experiment, engine, results, time.perf_counter() - start, trained=False, out=out)
@@ -77,7 +81,8 @@ def _finish(
         print(summary_line(results))
     if trained:
         report_run(experiment, results)
-    check_expected(cfg, results)
+    if experiment.is_main:
+        check_expected(cfg, results)
 
 
 def summary_line(results: dict[str, dict[str, Any]]) -> str:
