@@ -106,6 +106,11 @@ def test_boxes_below_the_score_are_counted_not_drawn(monkeypatch: pytest.MonkeyP
     panel(picture(), [view, View("teacher")], CLASSES, min_score=0.3)
     assert "student: 2 of 3 boxes ≥ 0.3" in captions
     assert "teacher: no boxes" in captions
+    panel(picture(), [view], CLASSES, min_score=0.9)
+    assert "student: 3 surest of 3 boxes, all < 0.9" in captions
+    many = View("truth", np.ones((20, 4)), np.zeros(20, np.int64))
+    panel(picture(), [many], CLASSES)
+    assert "truth: 20 boxes; 12 drawn" in captions
     assert not any("mask" in caption for caption in captions)
 
 

@@ -20,6 +20,7 @@ from .data.images import voc_palette
 from .sample import IGNORE_INDEX, Prediction
 
 MIN_SCORE = 0.3  # boxes below are counted, not drawn
+SUREST = 3  # boxes drawn where none scores so much: a young network is still to be seen
 MAX_BOXES = 12  # drawn on one picture; more cannot be told apart
 SIDE = 300  # pixels of a tile's longer side: small images are enlarged, so that names can be read
 
@@ -143,7 +144,8 @@ def panel(
 ) -> np.ndarray:
     """One RGB picture: the image, and one column for each view with its boxes above its mask, and a legend.
 
-    A task that no view has makes no row. A view without a task's labels gets a plain tile that says so.
+    A task that no view has makes no row. A view without a task's labels gets a plain tile that says so. Where
+    no box scores ``min_score``, the surest few are drawn all the same, and the caption says so.
 
     Args:
         image: (H, W, 3) uint8 RGB. views: see :class:`View`. classes: C names. title: caption of the image.
@@ -193,16 +195,7 @@ class _Tiles:
     def boxes(self, view: View) -> np.ndarray:
         if view.boxes is None or view.labels is None:
             return self._plain(f"{view.name}: no boxes", "no boxes")
-        chosen = np.arange(len(view.boxes))
-        if view.scores is not None:
-            chosen = np.argsort(-view.scores, kind="stable")
-            chosen = chosen[view.scores[chosen] >= self.min_score]
-        sure, chosen = len(chosen), chosen[:MAX_BOXES]
-        caption = f"{view.name}: {sure} box{'' if sure == 1 else 'es'}"
-        if view.scores is not None:
-            caption = f"{view.name}: {sure} of {len(view.boxes)} boxes ≥ {self.min_score:g}"
-        if sure > len(chosen):
-            caption += f", {len(chosen)} drawn"
+        chosen, caption = self._choose(view)
         picture = draw_boxes(
             self.image,
             view.boxes[chosen] * self.scale,
@@ -212,6 +205,23 @@ class _Tiles:
             self.palette,
         )
         return self.captioned(picture, caption)
+
+    def _choose(self, view: View) -> tuple[np.ndarray, str]:
+        """Indices of the boxes to draw, and the caption that says which they are."""
+        assert view.labels is not None
+        count = len(view.labels)
+        if view.scores is None:
+            chosen, caption = np.arange(count), f"{view.name}: {count} box{'' if count == 1 else 'es'}"
+        else:
+            order = np.argsort(-view.scores, kind="stable")
+            chosen = order[view.scores[order] >= self.min_score]
+            caption = f"{view.name}: {len(chosen)} of {count} boxes ≥ {self.min_score:g}"
+            if count and not len(chosen):
+                chosen = order[:SUREST]
+                caption = f"{view.name}: {len(chosen)} surest of {count} boxes, all < {self.min_score:g}"
+        if len(chosen) > MAX_BOXES:
+            chosen, caption = chosen[:MAX_BOXES], f"{caption}; {MAX_BOXES} drawn"
+        return chosen, caption
 
     def mask(self, view: View) -> np.ndarray:
         if view.sem_seg is None:
@@ -224,8 +234,7 @@ class _Tiles:
         present: set[int] = set()
         for view in views:
             if view.labels is not None:
-                sure = slice(None) if view.scores is None else view.scores >= self.min_score
-                present |= {int(label) + 1 for label in view.labels[sure]}
+                present |= {int(label) + 1 for label in view.labels[self._choose(view)[0]]}
             if view.sem_seg is not None:
                 present |= {int(k) for k in np.unique(view.sem_seg)}
         names = {k: self.classes[k - 1] for k in sorted(present - {0, IGNORE_INDEX})}
