@@ -4,6 +4,7 @@
 python tools/test.py CONFIG CHECKPOINT [KEY VALUE ...]
 python tools/test.py --predictions DIR --dataset NAME [KEY VALUE ...]
 
+CONFIG may be a native configuration of MMEngine (.py) or detectron2 (YAML with MODEL.META_ARCHITECTURE).
 CHECKPOINT may be a folder: each checkpoint in it is evaluated, oldest step first.
 """
 
@@ -17,6 +18,7 @@ from fvcore.common.config import CfgNode
 from scenekd import checkpoint
 from scenekd.config import apply_overrides, get_cfg, load_config
 from scenekd.data.catalog import load_datasets
+from scenekd.engines.native import NativeRun, native_framework, run_native
 from scenekd.engines.select import choose_engine, launch
 from scenekd.engines.session import evaluate_once, summary_line
 from scenekd.errors import UserError, run_cli
@@ -62,14 +64,21 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UserError("give CONFIG and CHECKPOINT, or --predictions DIR --dataset NAME")
     config, path, *overrides = args.words
     files = _checkpoints(Path(path))
+    native = native_framework(config)
     for file in files:
-        cfg = _config(config, file, overrides)
-        engine = choose_engine(args.engine, file.parent)
         out = args.out or str(file.parent / "results.json")
         if len(files) > 1:
             print(f"{file}: ", end="", flush=True)
             out = str(file.with_suffix(".results.json"))
-        launch(evaluate_once, (cfg, engine, False, out, args.show_dir), num_gpus=args.num_gpus)
+        if native:
+            run = NativeRun(
+                config, tuple(overrides), str(file.parent), weights=str(file), eval_only=True, out=out
+            )
+            launch(run_native, (native, run), num_gpus=args.num_gpus)
+        else:
+            cfg = _config(config, file, overrides)
+            engine = choose_engine(args.engine, file.parent)
+            launch(evaluate_once, (cfg, engine, False, out, args.show_dir), num_gpus=args.num_gpus)
 
 
 def _checkpoints(path: Path) -> list[Path]:

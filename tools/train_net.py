@@ -1,11 +1,16 @@
 #!/usr/bin/env python
-"""Train a student: ``python tools/train_net.py --config-file projects/kd_mtl/blitznet_kd.yaml``."""
+"""Train a student: ``python tools/train_net.py --config-file projects/kd_mtl/blitznet_kd.yaml``.
+
+A native configuration (MMEngine's ``.py``, detectron2's YAML with MODEL.META_ARCHITECTURE) is run by its framework.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 from scenekd.config import load_config
+from scenekd.engines.native import NativeRun, native_framework, run_native
 from scenekd.engines.select import choose_engine, launch
 from scenekd.engines.session import evaluate_once, train_once
 from scenekd.errors import run_cli
@@ -33,14 +38,22 @@ def main() -> None:
     """Read the configuration, choose the engine, start its processes."""
     args = parse_args()
     overrides = list(args.overrides)
-    if args.output_dir:
-        overrides += ["OUTPUT_DIR", args.output_dir]
-    cfg = load_config(args.config_file, overrides)
-    engine = choose_engine(args.engine, cfg.OUTPUT_DIR, args.resume)
-    work = evaluate_once if args.eval_only else train_once
+    native = native_framework(args.config_file)
+    work: Callable[..., object]
+    if native:
+        run = NativeRun(
+            args.config_file, tuple(overrides), args.output_dir or "", "", args.resume, args.eval_only
+        )
+        work, arguments = run_native, (native, run)
+    else:
+        if args.output_dir:
+            overrides += ["OUTPUT_DIR", args.output_dir]
+        cfg = load_config(args.config_file, overrides)
+        engine = choose_engine(args.engine, cfg.OUTPUT_DIR, args.resume)
+        work, arguments = (evaluate_once if args.eval_only else train_once), (cfg, engine, args.resume)
     launch(
         work,
-        (cfg, engine, args.resume),
+        arguments,
         num_gpus=args.num_gpus,
         num_machines=args.num_machines,
         machine_rank=args.machine_rank,

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from ..data.catalog import Dataset, Record, register_loader
 from ..errors import UserError
+from ..sample import IGNORE_INDEX
 
 _BACKGROUND = "background"
 
@@ -46,11 +48,14 @@ def _load_detectron2(name: str, root: str, classes: tuple[str, ...], on_error: s
 
 
 def _from_dict(item: dict[str, Any]) -> Record:
-    boxes = labels = difficult = None
-    if "annotations" in item:
-        boxes = np.array([_xyxy(a) for a in item["annotations"]], np.float32).reshape(-1, 4)
-        labels = np.array([a["category_id"] for a in item["annotations"]], np.int64)
-        difficult = np.array([bool(a.get("iscrowd", 0)) for a in item["annotations"]], bool)
+    boxes = labels = difficult = crowd = None
+    # What we registered ourselves says which labels exist, see _to_dict; elsewhere the keys do.
+    if item.get("has_boxes", "annotations" in item):
+        annotations = item["annotations"]
+        boxes = np.array([_xyxy(a) for a in annotations], np.float32).reshape(-1, 4)
+        labels = np.array([a["category_id"] for a in annotations], np.int64)
+        crowd = np.array([bool(a.get("crowd", a.get("iscrowd", 0))) for a in annotations], bool)
+        difficult = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
     return Record(
         image_id=str(item["image_id"]),
         file_name=item["file_name"],
@@ -59,7 +64,7 @@ def _from_dict(item: dict[str, Any]) -> Record:
         boxes=boxes,
         labels=labels,
         difficult=difficult,
-        crowd=None if difficult is None else difficult.copy(),
+        crowd=crowd,
         sem_seg_file=item.get("sem_seg_file_name"),
     )
 
@@ -99,49 +104,68 @@ def _load_mmseg(name: str, root: str, classes: tuple[str, ...], on_error: str) -
     return Dataset(name=config["type"], classes=names[1:], records=records)
 
 
-def register_in_detectron2(dataset: Dataset, name: str) -> str:
-    """Make ``dataset`` known to detectron2's catalogs under ``name``, with classes and colours; returns the name."""
+def register_in_detectron2(dataset: Dataset | Callable[[], Dataset], name: str) -> str:
+    """Make ``dataset`` known to detectron2's catalogs under ``name``, with classes and colours; returns the name.
+
+    A function is called when the data set is first used; its metadata is known from then on.
+    """
     from detectron2.data import DatasetCatalog, MetadataCatalog
-    from detectron2.structures import BoxMode
+
+    def describe(data: Dataset) -> None:
+        colours = [tuple(int(c) for c in colour) for colour in data.palette[: len(data.classes) + 1]]
+        MetadataCatalog.get(name).set(
+            thing_classes=list(data.classes),
+            thing_colors=colours[1:],
+            stuff_classes=[_BACKGROUND, *data.classes],
+            stuff_colors=colours,
+            ignore_label=IGNORE_INDEX,
+        )
 
     def items() -> list[dict[str, Any]]:
-        result = []
-        for record in dataset.records:
-            height, width = record.size()
-            item: dict[str, Any] = {
-                "file_name": record.file_name,
-                "image_id": record.image_id,
-                "height": height,
-                "width": width,
-            }
-            if record.sem_seg_file:
-                item["sem_seg_file_name"] = record.sem_seg_file
-            if record.boxes is not None and record.labels is not None and record.difficult is not None:
-                item["annotations"] = [
-                    {
-                        "bbox": [float(v) for v in box],
-                        "bbox_mode": BoxMode.XYXY_ABS,
-                        "category_id": int(label),
-                        "iscrowd": int(difficult),
-                    }
-                    for box, label, difficult in zip(record.boxes, record.labels, record.difficult)
-                ]
-            result.append(item)
-        return result
+        data = dataset if isinstance(dataset, Dataset) else dataset()
+        describe(data)
+        return [_to_dict(record) for record in data.records]
 
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+        MetadataCatalog.pop(name, None)
     DatasetCatalog.register(name, items)
-    colours = [tuple(int(c) for c in colour) for colour in dataset.palette[: len(dataset.classes) + 1]]
-    MetadataCatalog.get(name).set(
-        thing_classes=list(dataset.classes),
-        thing_colors=colours[1:],
-        stuff_classes=[_BACKGROUND, *dataset.classes],
-        stuff_colors=colours,
-        ignore_label=255,
-    )
+    if isinstance(dataset, Dataset):
+        describe(dataset)
     return name
+
+
+def _to_dict(record: Record) -> dict[str, Any]:
+    """A record as detectron2 wants it. ``annotations`` is always there, as its loader asks for it in every image
+    where the first one has it; ``has_boxes`` and ``has_sem_seg`` say which labels exist. Difficult boxes are marked
+    ``iscrowd``, which its COCO evaluator ignores."""
+    from detectron2.structures import BoxMode
+
+    height, width = record.size()
+    item: dict[str, Any] = {
+        "file_name": record.file_name,
+        "image_id": record.image_id,
+        "height": height,
+        "width": width,
+        "has_boxes": record.has_boxes,
+        "has_sem_seg": record.sem_seg_file is not None,
+        "annotations": [],
+    }
+    if record.sem_seg_file:
+        item["sem_seg_file_name"] = record.sem_seg_file
+    if record.boxes is not None and record.labels is not None and record.difficult is not None:
+        crowd = record.crowd if record.crowd is not None else np.zeros(len(record.boxes), bool)
+        item["annotations"] = [
+            {
+                "bbox": [float(v) for v in box],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": int(label),
+                "iscrowd": int(difficult or group),
+                "crowd": int(group),
+            }
+            for box, label, difficult, group in zip(record.boxes, record.labels, record.difficult, crowd)
+        ]
+    return item
 
 
 register_loader(_is_mmseg_dict, _load_mmseg)

@@ -66,6 +66,7 @@ def target_of(item: dict[str, Any], side: int) -> Target:
     if mask is not None:
         mask = F.interpolate(mask[None, None].float(), size=(side, side), mode="nearest-exact")[0, 0].long()
     flags = torch.zeros(len(boxes), dtype=torch.bool)
+    has_boxes = item.get("has_boxes", instances is not None)  # told by the data sets that we register
     return Target(
         image_id=str(item.get("image_id", "")),
         boxes=boxes,
@@ -74,11 +75,9 @@ def target_of(item: dict[str, Any], side: int) -> Target:
         from_teacher=flags,
         difficult=flags.clone(),
         sem_seg=mask,
-        has_boxes=instances is not None,
+        has_boxes=has_boxes,
         has_sem_seg=mask is not None,
-        weights=SourceWeights(
-            detection_gt=float(instances is not None), segmentation_gt=float(mask is not None)
-        ),
+        weights=SourceWeights(detection_gt=float(has_boxes), segmentation_gt=float(mask is not None)),
         height=item.get("height", height),
         width=item.get("width", width),
     )

@@ -5,26 +5,20 @@ In an MMEngine or MMSegmentation config: ``custom_imports = dict(imports=['scene
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-from mmengine.registry import MODELS
+from mmengine.registry import DATASETS, HOOKS, MODELS, TRANSFORMS
 from torch import nn
 
 from .. import registry
-from ..config import SYSTEMS
-from ..losses import soft_label  # noqa: F401 - records its loss
+from ..config import import_systems
 from . import mmengine_parts  # noqa: F401 - registers loop, hook and metric
+from .mmengine_data import SceneKDDataset, SceneKDLoadAnnotations
+from .mmengine_geometry import SceneKDGeometry
+from .mmengine_loss import SceneKDSoftTargetHook, SoftLabelCrossEntropy
 from .mmengine_model import SceneKDDataPreprocessor, SceneKDModel
-
-
-def _import_systems() -> None:
-    for system in SYSTEMS:
-        try:
-            importlib.import_module(system)
-        except ModuleNotFoundError as error:
-            if error.name != system:
-                raise
+from .mmengine_pack import SceneKDPack
+from .mmengine_teacher import SceneKDLoadTeacher
 
 
 def _model_class(name: str, factory: Any) -> type[nn.Module]:
@@ -40,13 +34,16 @@ def _model_class(name: str, factory: Any) -> type[nn.Module]:
 
 
 def _publish() -> None:
-    _import_systems()
-    MODELS.register_module(module=SceneKDDataPreprocessor, force=True)
+    import_systems()
     for kind, name, factory in registry.records():
         if kind == "model":
             MODELS.register_module(name=name, module=_model_class(name, factory), force=True)
-        elif kind == "loss":
-            MODELS.register_module(name=name, module=factory, force=True)
+    MODELS.register_module(module=SceneKDDataPreprocessor, force=True)
+    MODELS.register_module(module=SoftLabelCrossEntropy, force=True)
+    for transform in (SceneKDLoadAnnotations, SceneKDLoadTeacher, SceneKDGeometry, SceneKDPack):
+        TRANSFORMS.register_module(module=transform, force=True)
+    DATASETS.register_module(module=SceneKDDataset, force=True)
+    HOOKS.register_module(module=SceneKDSoftTargetHook, force=True)
 
 
 _publish()

@@ -65,39 +65,44 @@ class SceneKDModel(BareKeys, BaseModel):
 
 
 def to_target(sample: Target | BaseDataElement) -> Target:
-    """A data sample of MMSegmentation's (``gt_sem_seg``, and ``gt_instances`` where a pipeline packs boxes)."""
+    """A data sample of MMSegmentation's (``gt_sem_seg``, and ``gt_instances`` where a pipeline packs boxes).
+
+    Which labels exist is told by SceneKDPack; where another transform packed, by the fields themselves.
+    """
     if isinstance(sample, Target):
         return sample
     meta = sample.metainfo
-    has_boxes, has_sem_seg = "gt_instances" in sample, "gt_sem_seg" in sample
-    device = sample.gt_sem_seg.data.device if has_sem_seg else torch.device("cpu")
-    boxes = torch.zeros((0, 4), device=device)
-    labels = torch.zeros(0, dtype=torch.int64, device=device)
-    if has_boxes:
-        boxes = sample.gt_instances.bboxes.float()
-        labels = sample.gt_instances.labels.long()
-    flags = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    has_boxes = meta.get("has_boxes", "gt_instances" in sample)
+    has_sem_seg = meta.get("has_sem_seg", "gt_sem_seg" in sample)
+    device = sample.gt_sem_seg.data.device if "gt_sem_seg" in sample else torch.device("cpu")
+    instances = sample.gt_instances if "gt_instances" in sample else InstanceData()
+    boxes = instances.get("bboxes", torch.zeros((0, 4), device=device)).float()
+    labels = instances.get("labels", torch.zeros(0, device=device)).long()
+    none = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     soft = sample.get("gt_soft_seg")
     height, width = meta.get("ori_shape", (0, 0))[:2]
+    weights = SourceWeights(
+        detection_gt=float(has_boxes),
+        segmentation_gt=float(has_sem_seg),
+        segmentation_teacher=float(soft is not None),
+    )
     return Target(
-        image_id=str(meta.get("img_path", "")),
+        image_id=str(meta.get("image_id", meta.get("img_path", ""))),
         boxes=boxes,
         labels=labels,
-        confidences=torch.ones(len(boxes), device=boxes.device),
-        from_teacher=flags,
-        difficult=flags.clone(),
+        confidences=instances.get("scores", torch.ones_like(none, dtype=torch.float32)),
+        from_teacher=instances.get("from_teacher", none),
+        difficult=instances.get("difficult", none),
         sem_seg=sample.gt_sem_seg.data[0].long() if has_sem_seg else None,
         soft_seg=None if soft is None else soft.data.float(),
         soft_valid=None if soft is None else sample.gt_soft_valid.data[0].bool(),
         has_boxes=has_boxes,
         has_sem_seg=has_sem_seg,
-        weights=SourceWeights(
-            detection_gt=float(has_boxes),
-            segmentation_gt=float(has_sem_seg),
-            segmentation_teacher=float(soft is not None),
-        ),
+        has_teacher_boxes=meta.get("has_teacher_boxes", False),
+        weights=meta.get("scenekd_weights", weights),
         height=height,
         width=width,
+        file_name=str(meta.get("img_path", "")),
     )
 
 

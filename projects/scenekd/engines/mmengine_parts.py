@@ -16,6 +16,7 @@ from torch import Tensor
 from ..evaluation.evaluator import Evaluator
 from ..recorder import Recorder
 from ..results import flatten
+from .mmengine_data import evaluator_of
 
 
 @LOOPS.register_module()
@@ -111,13 +112,17 @@ class SceneKDMetric(BaseMetric):
     """Our evaluator as an MMEngine metric. Records are keyed by image, so nothing is padded or truncated.
 
     Args:
-        evaluator: of the test set.
+        evaluator: of the test set; or, from a configuration, what :func:`evaluator_of` takes.
         framework_metrics: metrics of MMSegmentation that replace ours for their task.
     """
 
-    def __init__(self, evaluator: Evaluator, framework_metrics: dict[str, BaseMetric] | None = None) -> None:
+    def __init__(
+        self,
+        evaluator: Evaluator | dict[str, Any],
+        framework_metrics: dict[str, BaseMetric] | None = None,
+    ) -> None:
         super().__init__()
-        self.evaluator = evaluator
+        self.evaluator = evaluator = evaluator_of(**evaluator) if isinstance(evaluator, dict) else evaluator
         self.framework_metrics = framework_metrics or {}
         self.latest: dict[str, dict[str, Any]] = {}
         self._records = {record.image_id: record for record in evaluator.dataset.records}

@@ -1,0 +1,51 @@
+"""Registers what SceneKD offers in detectron2. Two lines make it known to any detectron2 program::
+
+    import scenekd.engines.detectron2
+    scenekd.engines.detectron2.add_scenekd_config(cfg)
+
+Then ``MODEL.META_ARCHITECTURE: BlitzNet`` works with DefaultTrainer, DefaultPredictor and detectron2's evaluators, and
+SceneKD's data sets work by name. Set ``DATALOADER.FILTER_EMPTY_ANNOTATIONS: False``, or detectron2 drops the images
+without boxes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.modeling import META_ARCH_REGISTRY
+from fvcore.common.config import CfgNode
+
+from .. import registry
+from ..config import add_scenekd_config, import_systems
+from ..errors import UserError
+from .detectron2_data import SceneKDDatasetMapper, register_datasets, with_classes
+from .detectron2_model import SceneKDMetaArch
+
+__all__ = ["SceneKDDatasetMapper", "add_scenekd_config", "register_datasets"]
+
+
+def _meta_arch(name: str, factory: Any) -> type[SceneKDMetaArch]:
+    """A meta-architecture that builds ``factory`` from a detectron2 configuration."""
+
+    class MetaArch(SceneKDMetaArch):
+        def __init__(self, cfg: CfgNode) -> None:
+            if "DISTILL" not in cfg:
+                raise UserError(f"MODEL.META_ARCHITECTURE: {name} needs add_scenekd_config(cfg) first")
+            if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+                raise UserError(f"INPUT.FORMAT: {cfg.INPUT.FORMAT!r}; choose RGB or BGR")
+            register_datasets(cfg)
+            super().__init__(factory.from_config(with_classes(cfg)), cfg.INPUT.FORMAT)
+
+    MetaArch.__name__ = MetaArch.__qualname__ = name
+    MetaArch.__doc__ = factory.__doc__
+    return MetaArch
+
+
+def _publish() -> None:
+    import_systems()
+    for kind, name, factory in registry.records():
+        if kind == "model" and name not in META_ARCH_REGISTRY:
+            META_ARCH_REGISTRY.register(_meta_arch(name, factory))
+
+
+_publish()

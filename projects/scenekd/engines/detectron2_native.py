@@ -1,0 +1,112 @@
+"""A native detectron2 configuration, run by detectron2's DefaultTrainer."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import inference_on_dataset
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from .. import checkpoint
+from ..data.catalog import load_dataset
+from ..errors import UserError
+from .detectron2 import SceneKDDatasetMapper, add_scenekd_config, register_datasets
+from .detectron2_data import with_classes
+from .detectron2_evaluators import framework_evaluators
+from .keys import BareKeys
+from .native import NativeRun
+
+
+class Session:
+    """One process of a native run."""
+
+    def __init__(self, run: NativeRun) -> None:
+        self.run, self.cfg = run, load_native(run)
+        self.output_dir: str = self.cfg.OUTPUT_DIR
+
+    def train(self) -> dict[str, Any]:
+        """Train, and evaluate on DATASETS.TEST."""
+        if not self.cfg.DATASETS.TRAIN:
+            raise UserError("DATASETS.TRAIN: names no data set; give one, such as \"('voc2012_seg_train',)\"")
+        register_datasets(self.cfg)
+        trainer = NativeTrainer(self.cfg)
+        trainer.resume_or_load(resume=self.run.resume)
+        trainer.train()
+        return dict(getattr(trainer, "_last_eval_results", {}))  # what train() returns with EXPECTED_RESULTS
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate MODEL.WEIGHTS."""
+        if not self.cfg.MODEL.WEIGHTS:
+            raise UserError("MODEL.WEIGHTS: --eval-only needs a checkpoint; add MODEL.WEIGHTS FILE")
+        model = NativeTrainer.build_model(self.cfg)
+        checkpoint.load_weights(model, self.cfg.MODEL.WEIGHTS)
+        return NativeTrainer.test(self.cfg, model)
+
+
+def load_native(run: NativeRun) -> CfgNode:
+    """The configuration of a run: detectron2's defaults, SceneKD's, the file, the command line.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type.
+    """
+    cfg = get_cfg()
+    add_scenekd_config(cfg)
+    try:
+        cfg.merge_from_file(run.config_file)
+        cfg.merge_from_list(list(run.overrides))
+    except (KeyError, ValueError, AssertionError) as error:
+        raise UserError(f"{run.config_file}: {error.args[0] if error.args else error}") from None
+    if run.output_dir:
+        cfg.OUTPUT_DIR = run.output_dir
+    if run.weights:
+        cfg.MODEL.WEIGHTS = run.weights
+    if cfg.MODEL.DEVICE == "auto" or (cfg.MODEL.DEVICE == "cuda" and not torch.cuda.is_available()):
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.freeze()
+    return cfg
+
+
+class NativeCheckpointer(DetectionCheckpointer):
+    """detectron2's, whose files are also SceneKD's and MMEngine's: see :mod:`scenekd.checkpoint`."""
+
+    def save(self, name: str, **more: Any) -> None:
+        """Write OUTPUT_DIR/name.pth."""
+        super().save(name, state_dict=self.model.state_dict(), config="", format=checkpoint.FORMAT, **more)
+
+
+class NativeTrainer(DefaultTrainer):
+    """detectron2's trainer on SceneKD's data, scored by detectron2's own evaluators."""
+
+    def build_hooks(self) -> list[Any]:
+        """The default hooks, with checkpoints that other frameworks read too."""
+        self.checkpointer = NativeCheckpointer(
+            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        return super().build_hooks()
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Our mapper; the images without one kind of label stay."""
+        return build_detection_train_loader(cfg, mapper=SceneKDDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """The results of DATASETS.TEST, for the tasks that the model has; several sets are kept apart by name."""
+        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        net = inner.net if isinstance(inner, BareKeys) else None
+        own = {"detection": "bbox", "segmentation": "sem_seg"}
+        tasks = tuple(own[task] for task in getattr(net, "tasks", own))
+        mapper = SceneKDDatasetMapper(cfg, is_train=False) if cfg.DATASETS.TEST else None
+        full, results = with_classes(cfg), {}
+        for name in cfg.DATASETS.TEST:
+            loader = build_detection_test_loader(cfg, name, mapper=mapper)
+            scorer = framework_evaluators(load_dataset(name, full), cfg, tasks)
+            results[name] = inference_on_dataset(model, loader, scorer)
+        return next(iter(results.values())) if len(results) == 1 else results

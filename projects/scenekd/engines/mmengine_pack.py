@@ -1,0 +1,63 @@
+"""The end of a pipeline: one SegDataSample with masks, boxes and the teacher's output on the moved image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.structures import InstanceData, PixelData
+from mmseg.datasets.transforms import PackSegInputs
+
+from ..data.soft import convert_soft, sample_soft
+from .mmengine_teacher import SOFT, TARGET, WEIGHTS
+from .mmengine_track import BOXES, TRACK, check_witness
+
+_FLAGS = ("image_id", "has_boxes", "has_sem_seg", "has_teacher_boxes", WEIGHTS)
+
+
+class SceneKDPack(PackSegInputs):
+    """MMSegmentation's PackSegInputs, with what it drops.
+
+    The data sample also gets ``gt_instances`` (bboxes, labels, scores, from_teacher, difficult), ``gt_soft_seg``
+    (K, h, w) and ``gt_soft_valid`` (1, h, w): the teacher's output, sampled once, where the moved image shows it;
+    and in its meta information the image's id, which labels exist, and the weights of the sources.
+
+    Args:
+        soft_size: (h, w) of the soft target; by default the moved image's.
+        options: of PackSegInputs.
+
+    Raises:
+        UserError: the image was moved outside SceneKDGeometry.
+    """
+
+    def __init__(self, soft_size: tuple[int, int] | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self.soft_size = None if soft_size is None else (int(soft_size[0]), int(soft_size[1]))
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """{'inputs': (3, H, W), 'data_samples': SegDataSample}."""
+        if TRACK in results:
+            check_witness(results)
+        packed = super().transform(results)
+        sample = packed["data_samples"]
+        sample.set_metainfo({key: results[key] for key in _FLAGS if key in results})
+        if BOXES in results:
+            sample.gt_instances = InstanceData(
+                bboxes=torch.from_numpy(results[BOXES]).float(),
+                **{
+                    name: torch.from_numpy(results[f"{BOXES}_{name}"])
+                    for name in ("labels", "scores", "from_teacher", "difficult")
+                    if f"{BOXES}_{name}" in results
+                },
+            )
+        if SOFT in results:
+            self._pack_soft(results, sample)
+        return packed
+
+    def _pack_soft(self, results: dict[str, Any], sample: Any) -> None:
+        target, background = results[TARGET]
+        soft = results[SOFT]
+        values, valid = sample_soft(soft, results[TRACK].coordinates(), self.soft_size, background)
+        values = convert_soft(values, soft.form, target)
+        sample.gt_soft_seg = PixelData(data=torch.from_numpy(values))
+        sample.gt_soft_valid = PixelData(data=torch.from_numpy(valid)[None])

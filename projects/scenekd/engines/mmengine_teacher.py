@@ -1,0 +1,93 @@
+"""Teachers in MMSegmentation's pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmcv.transforms import BaseTransform
+
+from ..data.policy import build_policy
+from ..data.soft import check_target
+from ..errors import UserError
+from ..sample import SourceWeights
+from ..teachers.build import open_store
+from .mmengine_data import DATASET, box_fields, own_config
+from .mmengine_track import BOXES, start_track
+
+SOFT, TARGET, WEIGHTS = "scenekd_soft", "scenekd_target", "scenekd_weights"
+
+
+class SceneKDLoadTeacher(BaseTransform):
+    """What teachers say of an image, read from their stores by its id (else the stem of its path).
+
+    Args:
+        teacher: ``TEACHER`` of our configuration, by its keys: ``dict(SEGMENTATION=dict(TYPE='folder', …))``.
+        distill: ``DISTILL`` likewise; ``POLICY`` is fill_missing by default. ``per_batch`` needs SceneKD's own
+            loader. fixed_subset needs a SceneKDDataset.
+        classes: class names without background; empty: the 20 of VOC.
+
+    Raises:
+        UserError: no such store, one for other classes, or a policy that cannot be had here.
+    """
+
+    def __init__(
+        self,
+        teacher: dict[str, Any],
+        distill: dict[str, Any] | None = None,
+        classes: Sequence[str] = (),
+    ) -> None:
+        chosen = {task: {"POLICY": "fill_missing"} for task in teacher}
+        for task, options in (distill or {}).items():
+            chosen[task] = {**chosen.get(task, {}), **options}
+        self.cfg = own_config(TEACHER=teacher, DISTILL=chosen, DATASETS={"CLASSES": tuple(classes)})
+        for task, node in chosen.items():
+            if node.get("POLICY") == "per_batch":
+                raise UserError(f"DISTILL.{task}.POLICY: per_batch needs SceneKD's own loader; use combined")
+        self.stores = {task.lower(): open_store(self.cfg, task.lower()) for task in teacher}
+        self._policy: Any = None
+
+    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
+        """The results with teachers' boxes, dense output and source weights."""
+        image_id = str(results.get("image_id") or Path(results["img_path"]).stem)
+        has = {task: image_id in store for task, store in self.stores.items()}
+        weights: SourceWeights = self._policy_for(results).weights(
+            image_id,
+            has_boxes=results.get("has_boxes", BOXES in results),
+            has_sem_seg=results.get("has_sem_seg", "gt_seg_map" in results),
+            has_teacher_boxes=has.get("detection", False),
+            has_soft=has.get("segmentation", False),
+        )
+        results.update(
+            {"image_id": image_id, WEIGHTS: weights, "has_teacher_boxes": has.get("detection", False)}
+        )
+        start_track(results)
+        if weights.detection_teacher > 0:
+            self._add_boxes(results, image_id)
+        if weights.segmentation_teacher > 0:
+            node = self.cfg.TEACHER.SEGMENTATION
+            results[SOFT] = self.stores["segmentation"].get_segmentation(image_id)
+            results[TARGET] = (self.cfg.DISTILL.SEGMENTATION.TARGET, node.BACKGROUND)
+            check_target(results[SOFT].form, *results[TARGET])
+        return results
+
+    def _policy_for(self, results: dict[str, Any]) -> Any:
+        if self._policy is None:
+            dataset = results.get(DATASET)
+            if dataset is None and any(n.POLICY == "fixed_subset" for n in self.cfg.DISTILL.values()):
+                raise UserError("DISTILL: fixed_subset needs the ids of the whole set; use a SceneKDDataset")
+            ids = () if dataset is None else dataset.image_ids
+            self._policy = build_policy(self.cfg, ids, self.stores)
+        return self._policy
+
+    def _add_boxes(self, results: dict[str, Any], image_id: str) -> None:
+        node = self.cfg.DISTILL.DETECTION
+        boxes, labels, scores = self.stores["detection"].get_detections(image_id).keep(node.MIN_SCORE, None)
+        if not node.USE_CONFIDENCE:
+            scores = np.ones_like(scores)
+        none = np.zeros(len(boxes), bool)
+        for key, value in box_fields(boxes, labels, scores, True, none).items():
+            before = results.get(key)
+            results[key] = value if before is None else np.concatenate([before, value])
