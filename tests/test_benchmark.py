@@ -131,7 +131,7 @@ def test_miou_sides_agree():
 def test_voc_case_is_scored_as_in_its_files(tmp_path):
     case = evaluation_voc.make_case(tmp_path / "case", 8, 30)
     ours = evaluation_voc.our_ap(case)
-    assert ours.shape == (20,) and 0 < np.nanmean(ours) < 1
+    assert ours.shape == (1, 20) and 0 < np.nanmean(ours) < 1
     lines = [
         line
         for name in VOC_CLASSES
@@ -145,8 +145,8 @@ def test_voc_case_is_scored_as_in_its_files(tmp_path):
 def test_voc_ap_sides_agree(tmp_path):
     pytest.importorskip("detectron2")
     case = evaluation_voc.make_case(tmp_path / "case", 20, 40)
-    theirs = benchmark_peers.detectron2_voc_ap(case.folder, VOC_CLASSES, 0.5)
-    np.testing.assert_allclose(evaluation_voc.our_ap(case), theirs, atol=1e-6, equal_nan=True)
+    theirs = benchmark_peers.detectron2_voc_ap(case.folder, VOC_CLASSES, (0.5, 0.7))
+    np.testing.assert_allclose(evaluation_voc.our_ap(case, (0.5, 0.7)), theirs, atol=1e-6, equal_nan=True)
 
 
 def test_loss_sides_agree(options):

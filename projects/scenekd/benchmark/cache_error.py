@@ -52,7 +52,7 @@ def warped_error(options: Options, suite: str) -> Iterator[Row]:
             detail = f"{len(images)} images, mean [smallest … largest] over the pixels that show the image"
             yield Row(
                 suite,
-                f"{name}, teacher on the warped image against its warped output: {text}",
+                f"warping, {name}: {text} to the teacher on the warped image",
                 statistics.fmean(values),
                 min(values),
                 max(values),

@@ -59,8 +59,8 @@ def has_detectron2() -> bool:
     return importlib.util.find_spec("detectron2") is not None
 
 
-def detectron2_voc_ap(folder: Path, classes: Sequence[str], iou_threshold: float) -> np.ndarray:
-    """(C,) AP by detectron2's ``voc_eval``, which parses the ground truth anew.
+def detectron2_voc_ap(folder: Path, classes: Sequence[str], thresholds: Sequence[float]) -> np.ndarray:
+    """(T, C) AP by detectron2's ``voc_eval``, which parses the ground truth anew, once.
 
     Args:
         folder: holds ``Annotations/<id>.xml``, ``list.txt`` and the detections as ``det_<class>.txt``.
@@ -68,5 +68,4 @@ def detectron2_voc_ap(folder: Path, classes: Sequence[str], iou_threshold: float
     module = importlib.import_module("detectron2.evaluation.pascal_voc_evaluation")
     module.parse_rec.cache_clear()
     paths = [str(folder / name) for name in ("det_{}.txt", "Annotations/{}.xml", "list.txt")]
-    results = [module.voc_eval(*paths, name, ovthresh=iou_threshold) for name in classes]
-    return np.array([ap for _, _, ap in results])
+    return np.array([[module.voc_eval(*paths, name, ovthresh=t)[2] for name in classes] for t in thresholds])
