@@ -38,6 +38,10 @@ class Session:
         """Train; the results are those of the last validation."""
         self.cfg.resume = self.run.resume
         runner = self._runner()
+        if runner._train_loop is None:
+            raise UserError(
+                f"{self.run.config_file}: train_cfg, train_dataloader or optim_wrapper is missing"
+            )
         last: dict[str, Any] = {}
         if runner._val_loop is not None:
             runner.register_hook(_Last(last))
@@ -54,6 +58,8 @@ class Session:
         runner = self._runner()
         if runner._test_loop is not None:
             return _by_task(runner.test())
+        if runner._val_loop is None:
+            raise UserError(f"{self.run.config_file}: test_cfg, test_dataloader or test_evaluator is missing")
         return _by_task(runner.val())
 
     def _runner(self) -> Runner:
