@@ -20,7 +20,7 @@ INSTALL_REQUIRES = [
     "fvcore>=0.1.5,<0.1.6",
     "iopath>=0.1.7,<0.1.10",
     "yacs>=0.1.8",
-    "defusedxml",
+    "lxml>=5",
     "matplotlib",
     "scipy",
     "tensorboard",
@@ -38,7 +38,6 @@ EXTRAS = {
         "torchmetrics",
         "types-tqdm",
         "types-PyYAML",
-        "types-defusedxml",
     ],
     # Not on a package registry: pip builds it from its public source.
     "detectron2": [

@@ -121,7 +121,7 @@ def unsafe_calls(tree: ast.Module) -> list[tuple[str, int]]:
             or (full == "numpy.load" and not is_set("allow_pickle", False))
             or is_set("allow_pickle", True)
             or is_set("allow_unsafe", True)
-            or (top == "xml" and last in XML_PARSERS)
+            or (top in ("xml", "lxml") and last in XML_PARSERS)
             or full in ("eval", "exec", "os.system")
             or is_set("shell", True)
         )
@@ -160,7 +160,10 @@ def test_imports(path):
 @pytest.mark.parametrize("path", FILES, ids=_name)
 def test_nothing_loads_code(path):
     """Rule 5: no pickle that a stranger could have written, no unhardened XML, no unsafe YAML, no eval."""
-    assert unsafe_calls(_tree(path)) == []
+    found = unsafe_calls(_tree(path))
+    # The one hardened reader; tests/test_xml_files.py attacks it.
+    allowed = ["lxml.etree.fromstring"] if _name(path) == "projects/scenekd/xml_files.py" else []
+    assert [name for name, _ in found] == allowed
     assert unsafe_imports(_imports_of(path)) == []
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from defusedxml.ElementTree import parse
 from PIL import Image
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -30,6 +29,7 @@ from scenekd.data.scenes_model import (
     draw_classes,
 )
 from scenekd.errors import UserError
+from scenekd.xml_files import read_xml
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def root(tmp_path_factory) -> Path:
 def read_objects(root: Path, image_id: str) -> list[tuple[str, list[int], bool, bool]]:
     """(class, 0-based box, difficult, truncated) straight from the XML."""
     found = []
-    for item in parse(root / "Annotations" / f"{image_id}.xml").getroot().iterfind("object"):
+    for item in read_xml(root / "Annotations" / f"{image_id}.xml").iterfind("object"):
         box = [int(item.find("bndbox").findtext(tag)) for tag in ("xmin", "ymin", "xmax", "ymax")]
         box = [box[0] - 1, box[1] - 1, *box[2:]]
         flags = [item.findtext(tag) == "1" for tag in ("difficult", "truncated")]

@@ -66,8 +66,8 @@ def test_empty_file_has_no_boxes(tmp_path):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("", "no element found"),
-        (document()[:-20], "mismatched|no element|unclosed"),
+        ("", "Document is empty"),
+        (document()[:-20], "well-formed"),
         (document(index="21"), "outside 1…20"),
         (document(index="0"), "outside 1…20"),
         (document(index="9"), "class_index 9 is chair, not cat"),
@@ -76,8 +76,8 @@ def test_empty_file_has_no_boxes(tmp_path):
         (document(xmin="nan"), "bad box"),
         (document(confidence="1.5"), "outside 0…1"),
         (document(confidence=""), "lacks confidence"),
-        ('<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>', "DTDForbidden|forbidden"),
-        ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "DTDForbidden|forbidden"),
+        ('<!DOCTYPE a [<!ENTITY x "y">]><annotation>&x;</annotation>', "document type"),
+        ('<!DOCTYPE a SYSTEM "file:///etc/passwd"><annotation/>', "document type"),
     ],
 )
 def test_bad_xml_is_one_clear_error(tmp_path, text, message):

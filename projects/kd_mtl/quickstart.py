@@ -34,7 +34,7 @@ from scenekd.report_panels import TeacherViews, report_panels
 CONFIG = Path(__file__).with_name("quickstart.yaml")
 TOOLS = Path(__file__).parents[2] / "tools"
 SPLITS = {"teacher": 1500, "train": 600, "val": 300}
-TEACHER_STEPS = 900
+TEACHER_STEPS = 1200
 
 # What tells the rows apart; everything else, steps included, is the same.
 ROWS: dict[str, tuple[str, list[str]]] = {

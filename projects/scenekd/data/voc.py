@@ -14,13 +14,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree.ElementTree import Element, ParseError
 
 import numpy as np
-from defusedxml.common import DefusedXmlException
-from defusedxml.ElementTree import fromstring
 
 from ..errors import BadRecordError, UserError
+from ..xml_files import read_xml
 from .records import Dataset, Record
 from .voc_layout import find_list, find_voc_folder, read_list
 
@@ -148,8 +146,8 @@ def read_annotation(path: Path, classes: tuple[str, ...], record: Record) -> int
         BadRecordError: not XML, a class not in ``classes``, a box that is inverted, outside, or no number.
     """
     try:
-        root = fromstring(path.read_bytes())
-    except (ParseError, DefusedXmlException, ValueError) as error:
+        root = read_xml(path)
+    except ValueError as error:
         raise BadRecordError(f"{path}: not a valid annotation ({error}); mend or remove it") from None
     height, width = (root.findtext(f"size/{side}") or "" for side in ("height", "width"))
     if height.strip().isdigit() and width.strip().isdigit() and int(height) and int(width):
@@ -169,7 +167,7 @@ def read_annotation(path: Path, classes: tuple[str, ...], record: Record) -> int
     return clipped
 
 
-def _number(parent: Element | None, tag: str, path: Path) -> float:
+def _number(parent: Any, tag: str, path: Path) -> float:
     text = parent.findtext(tag) if parent is not None else None
     try:
         value = float(text or "")

@@ -13,14 +13,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree.ElementTree import Element, ElementTree, ParseError, SubElement
+from typing import Any
+from xml.etree.ElementTree import Element, ElementTree, SubElement
 
 import numpy as np
-from defusedxml import DefusedXmlException
-from defusedxml.ElementTree import parse
 
 from ..errors import BadRecordError
 from ..sample import SoftSegmentation
+from ..xml_files import read_xml
 from .label_map import canonical
 from .protocol import Detections
 
@@ -34,17 +34,17 @@ def read_detections(path: str | Path, classes: Sequence[str]) -> Detections:
         BadRecordError: no XML, a hostile one, a missing or bad field, or a class that is not the named one.
     """
     try:
-        root = parse(str(path), forbid_dtd=True).getroot()
+        root = read_xml(path)
         rows = [_object(node, classes) for node in root.iter("object")]
     except FileNotFoundError:
         raise BadRecordError(f"{path}: no such tutor file") from None
-    except (ParseError, DefusedXmlException, UnicodeDecodeError, ValueError) as error:
+    except ValueError as error:
         raise BadRecordError(f"{path}: no valid tutor file: {error}") from None
     table = np.array(rows, np.float64).reshape(-1, 6)
     return Detections.build(table[:, :4], table[:, 4], table[:, 5])
 
 
-def _object(node: Element, classes: Sequence[str]) -> list[float]:
+def _object(node: Any, classes: Sequence[str]) -> list[float]:
     label = int(_text(node, "class_index")) - 1
     if not 0 <= label < len(classes):
         raise ValueError(f"class_index {label + 1} lies outside 1…{len(classes)}")
