@@ -16,7 +16,7 @@ quickstart: $(STAMP)
 	$(BIN)/python -m kd_mtl.quickstart $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
