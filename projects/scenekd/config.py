@@ -153,6 +153,7 @@ def _detectron2_defaults() -> CN:
     cfg.SEED = 0
     cfg.OUTPUT_DIR = "./output"
     cfg.CUDNN_BENCHMARK = False
+    cfg.WANDB = False  # mirror the event writers' numbers to Weights & Biases, where wandb is installed
 
     cfg.MODEL = CN()
     cfg.MODEL.DEVICE = "auto"  # auto: cuda where there is one, else cpu

@@ -20,15 +20,15 @@ def run_cli(main: Callable[[], object], *, debug: bool | None = None) -> None:
     """Run a tool's ``main``; a user's error becomes one line on stderr and exit code 2.
 
     ``debug`` (default: ``--debug`` on the command line, or the environment variable ``SCENEKD_DEBUG``) shows
-    the traceback instead. Ctrl-C exits with 130, as shells do.
+    the traceback instead. Ctrl-C ends likewise, in one line.
     """
     if debug is None:
         debug = "--debug" in sys.argv or bool(os.environ.get("SCENEKD_DEBUG"))
     try:
         main()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        print("interrupted; where the tool has --resume, it goes on from what is there", file=sys.stderr)
+        raise SystemExit(2) from None
     except BrokenPipeError:
         # The reader of our output went away, as `| head` does; nothing is left to say to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from fvcore.common.config import CfgNode
 
 from ..errors import UserError
@@ -22,10 +24,13 @@ def train_once(
 ) -> dict[str, dict[str, Any]]:
     """Train, evaluate, write ``results.json``; returns the results."""
     setup_logging(cfg.OUTPUT_DIR, rank)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN: names no data set; give one, such as \"('voc2012_seg_train',)\"")
     experiment = Experiment(cfg, rank=rank, world_size=world_size, local_rank=local_rank, resume=resume)
     experiment.check_data(train=True)
+    if cfg.WANDB and experiment.is_main:
+        start_wandb(cfg)
     start = time.perf_counter()
     results = engine_module(engine).train(experiment)
     _finish(experiment, engine, results, time.perf_counter() - start, trained=True)
@@ -44,6 +49,7 @@ def evaluate_once(
 ) -> dict[str, dict[str, Any]]:
     """Evaluate ``MODEL.WEIGHTS`` (with ``resume``: ``OUTPUT_DIR/last.pth``); returns the results."""
     setup_logging(cfg.OUTPUT_DIR, rank)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST: names no data set; give one, such as \"('voc2012_seg_val',)\"")
     if cfg.MODEL.WEIGHTS in NO_FILE and not resume:
@@ -83,6 +89,15 @@ def _finish(
         report_run(experiment, results)
     if experiment.is_main:
         check_expected(cfg, results)
+
+
+def start_wandb(cfg: CfgNode) -> None:
+    """Open a Weights & Biases run that mirrors the TensorBoard events of either engine."""
+    if importlib.util.find_spec("wandb") is None:
+        raise UserError("WANDB: wandb is not installed; pip install wandb, or set WANDB False")
+    import wandb
+
+    wandb.init(project="scenekd", dir=cfg.OUTPUT_DIR, config=cfg, sync_tensorboard=True)
 
 
 def summary_line(results: dict[str, dict[str, Any]]) -> str:
