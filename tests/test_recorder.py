@@ -110,7 +110,7 @@ def test_resume_state_and_final_model(start):
     folder = recorder.experiment.output_dir
     _steps(recorder, 0, 5)
     state = checkpoint.read(folder / checkpoint.LAST)
-    assert (state["iteration"], state["engine"], state["seed"]) == (4, "mmengine", 0)
+    assert (state["iteration"], state["engine"], state["SEED"]) == (4, "mmengine", 0)
     assert not (folder / checkpoint.MODEL_FINAL).exists()
     _steps(recorder, 5, 6)
     assert checkpoint.read(folder / checkpoint.LAST)["iteration"] == 6
@@ -222,7 +222,8 @@ def test_unknown_best_metric(start):
     ("change", "words"),
     [
         ({"optimizer": None}, "holds no 'optimizer'"),
-        ({"seed": 5}, "written with SEED 5, not 0"),
+        ({"SEED": 5}, "written with SEED 5, not 0"),
+        ({"SOLVER.IMS_PER_BATCH": 64}, "written with SOLVER.IMS_PER_BATCH 64, not"),
     ],
 )
 def test_a_resume_state_of_something_else(start, change, words):

@@ -143,7 +143,7 @@ def test_sync_norm_on_the_cpu_is_plain_norm():
     ("options", "message"),
     [
         ({"name": "resnet152"}, "TRUNK: unknown trunk 'resnet152'"),
-        ({"name": "resnet18", "norm": "GN"}, "NORM: unknown norm 'GN'"),
+        ({"name": "resnet18", "norm": "LN"}, "NORM: unknown norm 'LN'"),
         ({"name": "vgg16", "width": 32}, "TRUNK_WIDTH: vgg16"),
         ({"name": "resnet18", "stride_in_1x1": True}, "STRIDE_IN_1X1: resnet18"),
     ],

@@ -30,7 +30,7 @@ GROUP_CHANNELS = 8
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation (Wu & He, ECCV 2018) over groups of eight channels: right for small batches, where the
     statistics of a one-cell map over a few images are noise."""
-    return nn.GroupNorm(max(1, math.gcd(channels, channels // GROUP_CHANNELS)), channels)
+    return nn.GroupNorm(math.gcd(channels, max(1, channels // GROUP_CHANNELS)), channels)
 
 
 def norm_layer(norm: str, channels: int) -> nn.Module:
