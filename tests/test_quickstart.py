@@ -37,7 +37,11 @@ def test_stages_from_nothing_and_again(tmp_path, monkeypatch, capsys):
     _main(monkeypatch, *args)
     again = json.loads((output / "quickstart.json").read_text())
     assert [row["mIoU"] for row in again["rows"]] == [row["mIoU"] for row in first["rows"]]
-    assert "student_a: trained already" in capsys.readouterr().out
+    assert "mIoU" in capsys.readouterr().out
+    (output / "student_b" / "model_final.pth").unlink()
+    (output / "student_b" / "last.pth").write_bytes(b"no checkpoint")
+    with pytest.raises(UserError, match="student_b: ended with exit code 2: .*last.pth"):
+        _main(monkeypatch, *args)
 
 
 def test_unknown_row(monkeypatch, tmp_path):

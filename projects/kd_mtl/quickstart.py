@@ -11,7 +11,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,17 @@ from scenekd.config import load_config
 from scenekd.data.catalog import load_datasets
 from scenekd.data.scenes import generate_scenes
 from scenekd.engines.select import choose_engine
-from scenekd.engines.session import train_once
 from scenekd.errors import UserError, run_cli
 from scenekd.evaluation.evaluator import trivial_baseline
 from scenekd.evaluation.statistics import paired_difference
 from scenekd.models import build_model, choose_device
 from scenekd.predictor import Predictor
+from scenekd.recorder import read_metrics
 from scenekd.report import write_comparison
 from scenekd.report_panels import TeacherViews, report_panels
+from scenekd.teachers.protocol import TASKS
+
+from .side_by_side import run_together
 
 CONFIG = Path(__file__).with_name("quickstart.yaml")
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -53,6 +55,7 @@ class Quickstart:
 
     def __init__(self, output: Path, engine: str, overrides: list[str]) -> None:
         self.output, self.engine, self.overrides = output, engine, overrides
+        self.teacher_steps = TEACHER_STEPS
 
     def config(self, folder: str, *more: str) -> CfgNode:
         """The configuration of one run."""
@@ -71,21 +74,30 @@ class Quickstart:
         """Make the data set."""
         generate_scenes(self.output / "scenes", splits=SPLITS, seed=0)
 
-    def train(self, folder: str, *more: str) -> None:
-        """Train one network, unless its checkpoint is there; an interrupted training goes on."""
-        if (self.output / folder / "model_final.pth").is_file():
-            print(f"{folder}: trained already")
-            return
-        print(f"{folder}: training")
-        train_once(0, 0, 1, self.config(folder, *more), self.engine, resume=True)
+    def train(self, jobs: dict[str, list[str]]) -> None:
+        """Train the networks that have no checkpoint yet side by side, one thread each; an interrupted training
+        goes on.
 
-    def train_teacher(self, task: str) -> None:
-        """Train the teacher of one task on its own split, with every label."""
-        self.train(
-            f"teacher_{task}",
-            *("MODEL.BLITZNET.TASKS", f"('{task}',)", "DATASETS.TRAIN", "('voc_seg_teacher',)"),
-            *("DATASETS.TEST", "()", "DATASETS.KEEP_SEM_SEG", "1.0", "SOLVER.MAX_ITER", str(TEACHER_STEPS)),
-        )
+        Small networks gain little from a second thread, so this is quicker than one after the other; and the
+        numbers do not depend on how many cores there are.
+
+        Args:
+            jobs: folder below ``output`` → what its configuration overrides.
+        """
+        jobs = {f: more for f, more in jobs.items() if not (self.output / f / "model_final.pth").is_file()}
+        commands = []
+        for folder, more in jobs.items():
+            pairs = self._pairs(folder, "DATALOADER.NUM_WORKERS", "0", *more)
+            commands.append(["--config-file", str(CONFIG), "--engine", self.engine, "--resume", *pairs])
+        if commands:
+            steps = {f: self.config(f, *more).SOLVER.MAX_ITER for f, more in jobs.items()}
+            run_together(TOOLS / "train_net.py", dict(zip(jobs, commands)), self.output, steps)
+
+    def train_teachers(self) -> None:
+        """Train the teacher of each task on the teachers' own split, with every label."""
+        common = ["DATASETS.TRAIN", "('voc_seg_teacher',)", "DATASETS.TEST", "()"]
+        common += ["DATASETS.KEEP_SEM_SEG", "1.0", "SOLVER.MAX_ITER", str(self.teacher_steps)]
+        self.train({f"teacher_{t}": ["MODEL.BLITZNET.TASKS", f"('{t}',)", *common] for t in TASKS})
 
     def cache(self) -> None:
         """Cache both teachers' output on the students' training split."""
@@ -99,14 +111,14 @@ class Quickstart:
             *self._pairs("cache"),
         )
 
-    def train_student(self, row: str, seed: int) -> Path:
-        """Train one student; returns its folder."""
-        folder = f"student_{row}" + (f"_seed{seed}" if seed else "")
-        self.train(folder, *ROWS[row][1], "DATASETS.TEST", "()", "SEED", str(seed))
-        return self.output / folder
+    def train_students(self, rows: list[str], seed: int) -> None:
+        """Train the students of one seed."""
+        fixed = ["DATASETS.TEST", "()", "SEED", str(seed)]
+        self.train({student_folder(row, seed): [*ROWS[row][1], *fixed] for row in rows})
 
-    def test(self, folder: Path, row: str, seed: int) -> dict[str, Any]:
+    def test(self, row: str, seed: int) -> dict[str, Any]:
         """Score one student with ``tools/test.py``."""
+        folder = self.output / student_folder(row, seed)
         out = folder / "results.json"
         if not out.is_file():
             pairs = self._pairs(folder.name, *ROWS[row][1], "SEED", str(seed))
@@ -125,7 +137,7 @@ class Quickstart:
         panels = report_panels(
             predictors,
             load_datasets(cfg.DATASETS.TEST, cfg, train=False),
-            teachers=TeacherViews(cfg, ("detection", "segmentation")),
+            teachers=TeacherViews(cfg, TASKS),
             count=cfg.TEST.VISUALIZE,
         )
         return write_comparison(
@@ -176,20 +188,31 @@ def baseline_row(cfg: CfgNode) -> dict[str, Any]:
 
 
 def run(quickstart: Quickstart, rows: list[str], seeds: int) -> list[dict[str, Any]]:
-    """All stages; returns the lines of the table, one a row and seed."""
+    """All stages; returns the lines of the table: the trivial baseline, then one a row and seed."""
     quickstart.draw_scenes()
-    for task in ("detection", "segmentation"):
-        quickstart.train_teacher(task)
+    quickstart.train_teachers()
     quickstart.cache()
     lines = []
     for seed in range(seeds):
+        quickstart.train_students(rows, seed)
         for row in rows:
-            start = time.perf_counter()
-            folder = quickstart.train_student(row, seed)
-            results = quickstart.test(folder, row, seed)
-            seconds = time.perf_counter() - start
+            results = quickstart.test(row, seed)
+            folder = quickstart.output / student_folder(row, seed)
+            seconds = training_seconds(folder)
             lines.append({**summarise(row, results, quickstart.config(folder.name), seconds), "seed": seed})
     return [baseline_row(quickstart.config("cache")), *lines]
+
+
+def student_folder(row: str, seed: int) -> str:
+    """Name of a student's folder."""
+    return f"student_{row}" + (f"_seed{seed}" if seed else "")
+
+
+def training_seconds(folder: Path) -> float:
+    """Seconds that a training spent in its steps, by its log."""
+    lines = [line for line in read_metrics(folder / "metrics.json") if "time" in line]
+    steps = [0, *(line["iteration"] for line in lines)]
+    return sum(line["time"] * (now - before) for line, before, now in zip(lines, steps, steps[1:]))
 
 
 def paired_lines(lines: list[dict[str, Any]], rows: list[str]) -> list[str]:
