@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -150,7 +151,9 @@ class Quickstart:
         )
 
     def _tool(self, name: str, *args: str) -> None:
-        done = subprocess.run([sys.executable, str(TOOLS / name), *args], check=False)
+        # One thread, as in training: with another number the teachers' output differs in its last digits.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, str(TOOLS / name), *args], check=False, env=environment)
         if done.returncode:
             raise UserError(f"tools/{name} ended with exit code {done.returncode}; its message is above")
 

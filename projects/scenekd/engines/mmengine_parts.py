@@ -116,6 +116,9 @@ class SceneKDMetric(BaseMetric):
         framework_metrics: metrics of MMSegmentation that replace ours for their task.
     """
 
+    # Not used, as evaluate() names its numbers itself; MMEngine warns where there is none.
+    default_prefix = "scenekd"
+
     def __init__(
         self,
         evaluator: Evaluator | dict[str, Any],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import time
 from typing import Any
@@ -12,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.runner import Runner
-from mmseg.evaluation import IoUMetric
+from mmseg.utils import register_all_modules
 from torch.utils.data import DataLoader
 
 from ..data.mapper import collate
@@ -30,6 +32,7 @@ def train(experiment: Experiment) -> dict[str, dict[str, Any]]:
     cfg = experiment.cfg
     experiment.prepare_output()
     recorder = Recorder(experiment, NAME)
+    _register_mmseg()
     metric = _metric(experiment) if cfg.DATASETS.TEST else None
     optim_wrapper = _optim_wrapper(experiment)
     options: dict[str, Any] = {}
@@ -65,6 +68,7 @@ def train(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 def evaluate(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """Evaluate the network on DATASETS.TEST."""
+    _register_mmseg()
     metric = _metric(experiment)
     runner = _runner(
         experiment,
@@ -93,6 +97,8 @@ def _metric(experiment: Experiment) -> SceneKDMetric:
     framework: dict[str, BaseMetric] = {}
     # MMSegmentation has no detection metric; boxes stay with ours.
     if experiment.cfg.TEST.EVALUATOR == "framework" and "sem_seg" in metrics:
+        from mmseg.evaluation import IoUMetric  # its import prints, see _register_mmseg
+
         framework["sem_seg"] = IoUMetric(iou_metrics=["mIoU"])
         metrics = tuple(metric for metric in metrics if metric != "sem_seg")
     evaluator = Evaluator.from_config(experiment.test_data, experiment.cfg, metrics)
@@ -130,6 +136,12 @@ class _QuietRunner(Runner):
             if type(handler) is logging.StreamHandler:
                 handler.setLevel(logging.ERROR)
         return logger
+
+
+def _register_mmseg() -> None:
+    """Import MMSegmentation's modules, which its scope needs, without what they print about absent packages."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        register_all_modules(init_default_scope=False)
 
 
 def _runner(experiment: Experiment, model: Any, **options: Any) -> Runner:
