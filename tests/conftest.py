@@ -61,10 +61,19 @@ DATALOADER:
 
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
-    """A run sends our log to its folder; the next test must find the logger as it was."""
+    """A run sends our log to its folder, and some libraries silence loggers; each test finds them as new."""
+    _reset_logging()
     yield
+    _reset_logging()
+
+
+def _reset_logging() -> None:
+    logging.disable(logging.NOTSET)
+    for name in [n for n in logging.root.manager.loggerDict if n.split(".")[0] == "scenekd"]:
+        logging.getLogger(name).disabled = False
     logger = logging.getLogger("scenekd")
     logger.propagate = True
+    logger.setLevel(logging.NOTSET)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
