@@ -1,5 +1,5 @@
 # One of MMSegmentation's own networks (FCN on ResNet-18) learns from masks and from a teacher's saved outputs.
-# TEACHER and DISTILL take the keys that projects/scenekd/config.py documents.
+# TEACHER and DISTILL take the keys that projects/scenekd/config_defaults.py documents.
 _base_ = "./blitznet_voc.py"
 
 model = dict(

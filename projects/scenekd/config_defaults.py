@@ -1,0 +1,124 @@
+"""Every configuration key of the shared library with its default; the comment of a key is its documentation."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode as CN
+
+
+def own_defaults() -> CN:
+    """SceneKD's own keys."""
+    cfg = CN()
+    cfg.SYSTEM = "kd_mtl"
+
+    data = cfg.DATASETS = CN()
+    data.TRAIN = ()  # names; several are concatenated
+    data.TEST = ()
+    data.ROOT = ""  # a VOCdevkit, a VOC-layout folder, or a folder with COCO's images and annotations
+    data.CLASSES = ()  # class names without background; empty: the 20 VOC names
+    data.ON_ERROR = "raise"  # raise | skip: unusable images are left out, counted and reported
+    data.KEEP_BOXES = 1.0  # share of the training images that keep their boxes, chosen by image id
+    data.KEEP_SEM_SEG = 1.0  # share of the training images that keep their mask, chosen by image id
+    data.KEEP_SEED = 0
+    data.MAX_IMAGES = 0  # take only the first images of each split; 0: all
+    data.ALLOW_OVERLAP = False  # let a training image stand in the test set, or in a teacher's training set
+
+    inp = cfg.INPUT = CN()
+    inp.SIZE = 300  # network input is SIZE × SIZE
+    inp.PHOTOMETRIC = True
+    inp.ZOOM_OUT_PROB = 0.5
+    inp.ZOOM_OUT_MAX = 4.0
+    inp.ZOOM_OUT_PER_RUN = False  # the thesis's code tosses the coin once per run; ours once per image
+    inp.ZOOM_OUT_FILL_SEG = 255  # label of the padded border: 255 void, 0 background (the repository's)
+    inp.CROP_PROB = 1.0  # the IoU crop; one of its choices is the whole image
+    inp.FLIP_PROB = 0.5
+    inp.MIN_BOX_SIDE = 2.0  # pixels of the network input
+
+    teacher = cfg.TEACHER = CN()
+    for task in ("DETECTION", "SEGMENTATION"):
+        node = teacher[task] = CN()
+        node.TYPE = ""  # "", torchvision, scenekd, folder, thesis
+        node.NAME = ""  # torchvision: model name, for example maskrcnn_resnet50_fpn
+        node.WEIGHTS = ""  # checkpoint, weight file, folder; "" for the zoo's own; "random" for none
+        node.CONFIG = ""  # scenekd: YAML of the teacher; "" reads the one inside the checkpoint
+        node.CLASSES = ()  # the teacher's class names; empty: known from its type
+        node.CLASS_MAP = ()  # pairs (teacher name, our name or "background"), beside the built-in synonyms
+        node.ALLOW_UNMAPPED = False  # teacher classes without a counterpart become background
+        node.TRAINED_ON = ()  # data sets that the teacher was trained on, checked against DATASETS.TEST
+        node.CACHE = ""  # folder of the cache; "": OUTPUT_DIR/teacher_cache/<task>
+        node.BACKGROUND = "none"  # none | explicit: background slot of a sparse teacher = 1 − max confidence
+        node.MIN_SCORE = 0.0  # boxes below are not stored
+        node.MAX_BOXES = 100  # boxes stored an image
+
+    distill = cfg.DISTILL = CN()
+    for task in ("DETECTION", "SEGMENTATION"):
+        node = distill[task] = CN()
+        node.POLICY = (
+            "ground_truth"  # ground_truth | teacher | fill_missing | fixed_subset | per_batch | combined
+        )
+        node.FRACTION = 1.0  # fixed_subset, per_batch: share of the images that take the teacher
+        node.SUBSET_SEED = 0
+        node.GT_WEIGHT = 0.5  # combined
+        node.TEACHER_WEIGHT = 0.5
+    distill.DETECTION.MIN_SCORE = 0.001  # teacher boxes below are dropped; 0 keeps all
+    distill.DETECTION.USE_CONFIDENCE = True  # False: teacher boxes weigh like ground truth
+    distill.SEGMENTATION.TARGET = "probabilities"  # probabilities | logits | scores (the thesis's)
+    distill.SEGMENTATION.TEMPERATURE = 1.0
+
+    return cfg
+
+
+def detectron2_defaults() -> CN:
+    """The keys that detectron2 has too, with the same names and meaning."""
+    cfg = CN()
+    cfg.VERSION = 2
+    cfg.SEED = 0
+    cfg.OUTPUT_DIR = "./output"
+    cfg.CUDNN_BENCHMARK = False
+    cfg.WANDB = False  # mirror the event writers' numbers to Weights & Biases, where wandb is installed
+
+    cfg.MODEL = CN()
+    cfg.MODEL.DEVICE = "auto"  # auto: cuda where there is one, else cpu
+    cfg.MODEL.WEIGHTS = ""  # checkpoint to start from
+
+    cfg.DATALOADER = CN()
+    cfg.DATALOADER.NUM_WORKERS = 2
+
+    solver = cfg.SOLVER = CN()
+    solver.OPTIMIZER = "ADAM"  # ADAM | ADAMW | SGD
+    solver.IMS_PER_BATCH = 32  # in one optimizer step, over all processes
+    solver.ACCUMULATE_STEPS = 1  # IMS_PER_BATCH is run through the network in so many parts
+    solver.BASE_LR = 1e-4
+    solver.LR_SCHEDULER_NAME = "WarmupMultiStepLR"  # WarmupMultiStepLR | WarmupCosineLR | WarmupPolyLR
+    solver.POLY_POWER = 0.9
+    solver.MAX_ITER = 65000
+    solver.STEPS = (40000, 50000)
+    solver.GAMMA = 0.1
+    solver.WARMUP_ITERS = 0
+    solver.WARMUP_FACTOR = 1.0 / 1000
+    solver.WARMUP_METHOD = "linear"
+    solver.MOMENTUM = 0.9
+    solver.NESTEROV = False
+    solver.WEIGHT_DECAY = 5e-5
+    solver.WEIGHT_DECAY_NORM = 0.0
+    solver.WEIGHT_DECAY_BIAS = 0.0
+    solver.CLIP_GRADIENTS = CN()
+    solver.CLIP_GRADIENTS.ENABLED = False
+    solver.CLIP_GRADIENTS.CLIP_TYPE = "full_model"  # full_model (one norm over all) | value
+    solver.CLIP_GRADIENTS.CLIP_VALUE = 1.0
+    solver.CLIP_GRADIENTS.NORM_TYPE = 2.0
+    solver.AMP = CN()
+    solver.AMP.ENABLED = False
+    solver.CHECKPOINT_PERIOD = 5000  # iterations; last.pth is written, for --resume
+    solver.LOG_PERIOD = 20
+
+    test = cfg.TEST = CN()
+    test.EVAL_PERIOD = 0  # iterations; 0: only at the end
+    test.BATCH_SIZE = 1
+    test.EVALUATOR = "native"  # native | framework
+    test.METRICS = ("sem_seg", "bbox")  # of the tasks that the model has
+    test.BOX_METRIC = "voc"  # voc: area AP at IoU .5; voc07: 11-point; coco: pycocotools
+    test.BEST_METRIC = ""  # for example sem_seg/mIoU: keeps model_best.pth
+    test.BOOTSTRAP = 1000  # resamples of the images for the intervals; 0: none
+    test.EXPECTED_RESULTS = []  # [task, metric, value, tolerance], checked after the run
+    test.VISUALIZE = 8  # images shown in the report
+    return cfg
