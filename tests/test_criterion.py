@@ -108,15 +108,13 @@ def test_teacher_only():
     torch.testing.assert_close(losses["loss_box"], expected["loss_box"])
 
 
-def test_use_confidence_off_counts_teacher_boxes_fully():
+def test_confidence_of_a_teachers_box_weighs_its_loss():
     options = {"boxes": False, "teacher_boxes": True}
     out = outputs()
     unsure = [target(i, **options, confidence=0.2) for i in range(2)]
     sure = [target(i, **options, confidence=1.0) for i in range(2)]
-    off = run(out, unsure, use_confidence=False)
-    torch.testing.assert_close(off["loss_cls"], run(out, sure)["loss_cls"])
     # All boxes at .2: a fifth of the box loss.
-    torch.testing.assert_close(run(out, unsure)["loss_box"], off["loss_box"] / 5)
+    torch.testing.assert_close(run(out, unsure)["loss_box"], run(out, sure)["loss_box"] / 5)
 
 
 @pytest.mark.parametrize("teachers", [1, 2, 3])
@@ -274,11 +272,10 @@ def test_from_config():
     cfg = get_cfg("kd_mtl")
     cfg.DISTILL.SEGMENTATION.TARGET = "scores"
     cfg.DISTILL.SEGMENTATION.TEMPERATURE = 0.4
-    cfg.DISTILL.DETECTION.USE_CONFIDENCE = False
     cfg.MODEL.BLITZNET.NEGATIVE_RATIO = 2.0
     criterion = BlitzCriterion.from_config(cfg)
-    assert (criterion.soft_target, criterion.temperature) == ("scores", 0.4)
-    assert (criterion.use_confidence, criterion.negative_ratio) == (False, 2.0)
+    assert (criterion.segmentation.soft_target, criterion.segmentation.temperature) == ("scores", 0.4)
+    assert criterion.detection.negative_ratio == 2.0
 
 
 @pytest.mark.parametrize(
