@@ -95,7 +95,7 @@ def test_uniform_segmentation_logits_cost_ln_k_at_any_size():
 def test_teacher_only():
     options = {"boxes": False, "masks": False, "teacher_boxes": True, "soft": True}
     out, targets = outputs(), [target(0, **options), target(1, **options)]
-    losses = run(out, targets, temperature=2.0)
+    losses = run(out, targets, segmentation={"temperature": 2.0})
     soft = soft_label_cross_entropy(
         out["sem_seg"],
         torch.stack([t.soft_seg for t in targets]),
@@ -115,6 +115,30 @@ def test_confidence_of_a_teachers_box_weighs_its_loss():
     sure = [target(i, **options, confidence=1.0) for i in range(2)]
     # All boxes at .2: a fifth of the box loss.
     torch.testing.assert_close(run(out, unsure)["loss_box"], run(out, sure)["loss_box"] / 5)
+
+
+def test_pixel_confidence_makes_a_weighted_mean():
+    # Σ w · CE / Σ w over the pixels that show the image, w the teacher's highest probability.
+    out, one = outputs(1), target(0, boxes=False, masks=False, soft=True)
+    loss = run({"sem_seg": out["sem_seg"]}, [one], segmentation={"confidence": "max"})["loss_seg"]
+    soft, valid = one.soft_seg.double(), one.soft_valid
+    pixels = -(soft * F.log_softmax(out["sem_seg"][0], 0)).sum(0)
+    weight = soft.amax(0) * valid
+    torch.testing.assert_close(loss, (weight * pixels).sum() / weight.sum())
+
+
+def test_void_of_the_teacher():
+    out = outputs(1)
+    both = target(0, boxes=False, soft=True, weights=SourceWeights(0, 0, 0, 1))
+    pixels = -(both.soft_seg.double() * F.log_softmax(out["sem_seg"][0], 0)).sum(0)
+    labelled = both.sem_seg[2::4, 2::4] != 255
+    for void, counted in (
+        ("none", torch.ones_like(labelled)),
+        ("padding", both.soft_valid),
+        ("labels", both.soft_valid & labelled),
+    ):
+        loss = run({"sem_seg": out["sem_seg"]}, [both], segmentation={"void": void})["loss_seg"]
+        torch.testing.assert_close(loss, pixels[counted].mean())
 
 
 @pytest.mark.parametrize("teachers", [1, 2, 3])
@@ -283,6 +307,11 @@ def test_from_config():
     [
         ("DISTILL.SEGMENTATION.TARGET", "confidences", "TARGET"),
         ("DISTILL.SEGMENTATION.TEMPERATURE", 0.0, "TEMPERATURE"),
+        ("DISTILL.SEGMENTATION.CONFIDENCE", "score", "CONFIDENCE"),
+        ("DISTILL.SEGMENTATION.TOP_K", -1, "TOP_K"),
+        ("DISTILL.SEGMENTATION.TOP_K", 22, "TOP_K"),
+        ("DISTILL.SEGMENTATION.TAIL", "cut", "TAIL"),
+        ("DISTILL.SEGMENTATION.VOID", "mask", "VOID"),
         ("MODEL.BLITZNET.IOU_THRESHOLD", 0.0, "IOU_THRESHOLD"),
         ("MODEL.BLITZNET.NEGATIVE_RATIO", -1.0, "NEGATIVE_RATIO"),
         ("MODEL.BLITZNET.LOSS_WEIGHTS", (1.0, 1.0), "LOSS_WEIGHTS"),

@@ -159,6 +159,19 @@ def test_the_soft_target_is_read_only_where_it_counts(tmp_path: Path) -> None:
             assert (target.soft_seg[:, ~target.soft_valid] == 0).all()
 
 
+@pytest.mark.parametrize(("void", "read"), [("padding", False), ("labels", True)])
+def test_a_mask_of_weight_zero_is_read_only_for_its_void_pixels(
+    tmp_path: Path, void: str, read: bool
+) -> None:
+    cfg = bare_config()
+    cfg.DISTILL.SEGMENTATION.POLICY, cfg.DISTILL.SEGMENTATION.VOID = "teacher", void
+    mapper = _mapper(make_voc(tmp_path), cfg=cfg, teachers={"segmentation": Store(["a0", "a1", "a2", "a3"])})
+    for draw in range(4):
+        _, target = mapper(draw)
+        assert (target.sem_seg is not None) == (read and target.has_sem_seg)
+        assert target.weights.segmentation_gt == 0
+
+
 def test_the_target_form_is_converted_or_refused(tmp_path: Path) -> None:
     cfg = bare_config()
     cfg.DISTILL.SEGMENTATION.POLICY = "teacher"

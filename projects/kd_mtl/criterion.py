@@ -11,7 +11,8 @@ two sources at ½ each on every image give ½ · L_gt + ½ · L_teacher.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from scenekd.errors import UserError
 from scenekd.losses.reduce import Reduce, mean_over_processes
 from scenekd.matching import AnchorGrid
 from scenekd.sample import Target
+from scenekd.teachers.options import our_classes
 
 from .detection_term import DetectionTerm
 from .segmentation_term import SegmentationTerm
@@ -32,7 +34,7 @@ class BlitzCriterion(nn.Module):
         iou_threshold: an anchor is positive from here on, in (0, 1].
         negative_ratio: hardest negatives for one positive, ≥ 0.
         loss_weights: of (segmentation, class, box), ≥ 0.
-        soft_target, temperature: form of ``Target.soft_seg`` and T, see ``soft_label_cross_entropy``.
+        segmentation: keyword arguments of :class:`.segmentation_term.SegmentationTerm`.
         reduce: averages counts over processes.
 
     Raises:
@@ -45,8 +47,7 @@ class BlitzCriterion(nn.Module):
         iou_threshold: float = 0.5,
         negative_ratio: float = 3.0,
         loss_weights: Sequence[float] = (1.0, 1.0, 1.0),
-        soft_target: str = "probabilities",
-        temperature: float = 1.0,
+        segmentation: Mapping[str, Any] | None = None,
         reduce: Reduce = mean_over_processes,
     ) -> None:
         super().__init__()
@@ -58,19 +59,31 @@ class BlitzCriterion(nn.Module):
             negative_ratio=negative_ratio,
             reduce=reduce,
         )
-        self.segmentation = SegmentationTerm(soft_target=soft_target, temperature=temperature, reduce=reduce)
+        self.segmentation = SegmentationTerm(**(segmentation or {}), reduce=reduce)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> BlitzCriterion:
         """From ``cfg.MODEL.BLITZNET`` and ``cfg.DISTILL``; a :class:`UserError` for a value out of range."""
         node, distill = cfg.MODEL.BLITZNET, cfg.DISTILL
+        dense = len(our_classes(cfg)) + 1
+        if dense < distill.SEGMENTATION.TOP_K:
+            raise UserError(
+                f"DISTILL.SEGMENTATION.TOP_K: {distill.SEGMENTATION.TOP_K} of {dense} dense classes"
+            )
         try:
             return cls(
                 iou_threshold=node.IOU_THRESHOLD,
                 negative_ratio=node.NEGATIVE_RATIO,
                 loss_weights=node.LOSS_WEIGHTS,
-                soft_target=distill.SEGMENTATION.TARGET,
-                temperature=distill.SEGMENTATION.TEMPERATURE,
+                segmentation={
+                    "soft_target": distill.SEGMENTATION.TARGET,
+                    "temperature": distill.SEGMENTATION.TEMPERATURE,
+                    "temper_student": distill.SEGMENTATION.TEMPER_STUDENT,
+                    "confidence": distill.SEGMENTATION.CONFIDENCE,
+                    "top_k": distill.SEGMENTATION.TOP_K,
+                    "tail": distill.SEGMENTATION.TAIL,
+                    "void": distill.SEGMENTATION.VOID,
+                },
             )
         except ValueError as error:
             raise UserError(f"MODEL.BLITZNET or DISTILL: {error}") from None

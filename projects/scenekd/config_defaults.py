@@ -48,6 +48,9 @@ def own_defaults() -> CN:
         node.BACKGROUND = "none"  # none | explicit: background slot of a sparse teacher = 1 − max confidence
         node.MIN_SCORE = 0.0  # boxes below are not stored
         node.MAX_BOXES = 100  # boxes stored an image
+    teacher.SEGMENTATION.SPARSE = (
+        False  # a dense teacher made sparse, as Mask R-CNN's output is (teachers/sparse.py)
+    )
 
     distill = cfg.DISTILL = CN()
     for task in ("DETECTION", "SEGMENTATION"):
@@ -63,6 +66,11 @@ def own_defaults() -> CN:
     distill.DETECTION.USE_CONFIDENCE = True  # False: teacher boxes weigh like ground truth
     distill.SEGMENTATION.TARGET = "probabilities"  # probabilities | logits | scores (the thesis's)
     distill.SEGMENTATION.TEMPERATURE = 1.0
+    distill.SEGMENTATION.TEMPER_STUDENT = False  # True: the student's logits are divided by T too, times T²
+    distill.SEGMENTATION.CONFIDENCE = "none"  # none | max | entropy: weight of each of the teacher's pixels
+    distill.SEGMENTATION.TOP_K = 0  # only so many of the teacher's likeliest classes a pixel; 0: all
+    distill.SEGMENTATION.TAIL = "bucket"  # bucket | spread: what the other classes become
+    distill.SEGMENTATION.VOID = "padding"  # none | padding | labels: the teacher's pixels that do not count
 
     return cfg
 

@@ -56,6 +56,7 @@ class Mapper:
         self.min_score = cfg.DISTILL.DETECTION.MIN_SCORE
         self.use_confidence = cfg.DISTILL.DETECTION.USE_CONFIDENCE
         self.soft_target = cfg.DISTILL.SEGMENTATION.TARGET
+        self.void = cfg.DISTILL.SEGMENTATION.VOID
         self.background = cfg.TEACHER.SEGMENTATION.BACKGROUND
         self.skipped: set[str] = set()
 
@@ -121,7 +122,9 @@ class Mapper:
         )
         for name, array in self._boxes(record, weights).items():
             setattr(sample, name, array)
-        if weights.segmentation_gt > 0:
+        # A mask without weight still tells which of the teacher's pixels are void.
+        void_labels = self.void == "labels" and weights.segmentation_teacher > 0 and record.has_sem_seg
+        if weights.segmentation_gt > 0 or void_labels:
             sample.sem_seg = self.dataset.read_sem_seg(record, (height, width))
         if weights.segmentation_teacher > 0:
             sample.soft_seg = self.teachers["segmentation"].get_segmentation(record.image_id)

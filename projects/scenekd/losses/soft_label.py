@@ -5,12 +5,15 @@ N: images; K: dense classes, background first; H, W: height and width of the log
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import register
 from .reduce import at_least_float32, safe_count
+from .top_k import TAILS, bucket_cross_entropy, spread_tail
 
 TARGET_FORMS = ("probabilities", "logits", "scores")
 # How far interpolation and storage may push a probability or a score out of 0…1.
@@ -53,9 +56,19 @@ def soft_label_map(
     temperature: float = 1.0,
     target_is: str = "probabilities",
     valid: Tensor | None = None,
+    temper_student: bool = False,
+    top_k: int = 0,
+    tail: str = "bucket",
 ) -> Tensor:
-    """Cross-entropy of every pixel, (N, H, W), 0 where not ``valid``. Arguments as in
-    :func:`soft_label_cross_entropy`."""
+    """Cross-entropy of every pixel, (N, H, W), 0 where not ``valid``.
+
+    Args:
+        logits, target, temperature, target_is, valid: as in :func:`soft_label_cross_entropy`.
+        temper_student: divide the student's logits by T too and multiply by T², so that the gradient keeps its size
+            as T grows (Hinton, Vinyals and Dean 2015, section 2).
+        top_k: only that many of the teacher's likeliest classes are kept in each pixel; 0: all.
+        tail: what the others become, ``bucket`` (:func:`.top_k.bucket_cross_entropy`) or ``spread``.
+    """
     if logits.ndim != 4 or logits.shape != target.shape:
         raise ValueError(
             f"logits and target must be (N, K, H, W), got {tuple(logits.shape)} and {tuple(target.shape)}"
@@ -65,9 +78,49 @@ def soft_label_map(
             raise ValueError(f"valid must be bool (N, H, W), got {valid.dtype} {tuple(valid.shape)}")
         # What stands in an invalid pixel may be anything.
         target = target.masked_fill(~valid[:, None], 0)
+    if tail not in TAILS:
+        raise ValueError(f"tail must be one of {TAILS}, got {tail!r}")
     wanted = soft_target(target, temperature=temperature, target_is=target_is)
-    loss = -(wanted * F.log_softmax(at_least_float32(logits), dim=1)).sum(dim=1)
+    logits = at_least_float32(logits)
+    if temper_student:
+        logits = logits / temperature
+    if top_k and tail == "spread":
+        wanted = spread_tail(wanted, top_k)
+    if top_k and tail == "bucket":
+        loss = bucket_cross_entropy(logits, wanted, top_k)
+    else:
+        loss = -(wanted * F.log_softmax(logits, dim=1)).sum(dim=1)
+    if temper_student:
+        loss = loss * temperature**2
     return loss if valid is None else loss.masked_fill(~valid, 0)
+
+
+CONFIDENCES = ("none", "max", "entropy")
+
+
+def pixel_confidence(target: Tensor, *, target_is: str, confidence: str) -> Tensor:
+    """How sure the teacher is of each pixel, (N, H, W) in 0…1, at T = 1: the weight of the pixel in the loss.
+
+    ``max``: its highest probability; of ``scores`` the highest score, so that a pixel without a box and without an
+    explicit background weighs nothing. ``entropy``: 1 − H(p) / log K. ``none``: 1 everywhere. Ours; weighing a
+    detector's boxes by their confidence is the thesis's (section 3.2), and this is the same for pixels.
+
+    Args:
+        target: (N, K, H, W). target_is: its form, see :func:`soft_target`.
+
+    Raises:
+        ValueError: an unknown form or confidence.
+    """
+    if confidence not in CONFIDENCES:
+        raise ValueError(f"confidence must be one of {CONFIDENCES}, got {confidence!r}")
+    if confidence == "none":
+        return at_least_float32(target[:, 0]).new_ones(target[:, 0].shape)
+    if target_is == "scores" and confidence == "max":
+        return at_least_float32(target.detach()).amax(dim=1).clamp(0, 1)
+    p = soft_target(target, temperature=1.0, target_is=target_is)
+    if confidence == "max":
+        return p.amax(dim=1).clamp(0, 1)
+    return (1 + torch.special.xlogy(p, p).sum(dim=1) / math.log(p.shape[1])).clamp(0, 1)
 
 
 def soft_label_cross_entropy(

@@ -19,6 +19,7 @@ from .manifest import REBUILD, Manifest
 from .options import FOLDERS, KINDS, NETWORKS, cache_folder, our_classes, teacher_node
 from .overlap import check_teacher_overlap
 from .protocol import Teacher, TeacherInfo, TeacherStore
+from .sparse import SparseStore
 
 __all__ = ["build_manifest", "build_teacher", "check_teacher_overlap", "open_store", "teacher_class_map"]
 
@@ -81,7 +82,7 @@ def build_manifest(cfg: Any, task: str, teacher: Teacher, class_map: ClassMap) -
 
 
 def open_store(cfg: Any, task: str, records: Iterable[Record] = ()) -> TeacherStore:
-    """The saved outputs of the teacher of a task: a folder of them, or the cache.
+    """The saved outputs of the teacher of a task: a folder of them, or the cache; ``SPARSE`` where asked for.
 
     Args:
         records: the images that will be read; the store must fit them.
@@ -89,6 +90,11 @@ def open_store(cfg: Any, task: str, records: Iterable[Record] = ()) -> TeacherSt
     Raises:
         UserError: nothing there, or it was made for other classes, by another teacher, or from other images.
     """
+    store = _open_saved(cfg, task, records)
+    return SparseStore(store) if task == "segmentation" and cfg.TEACHER.SEGMENTATION.SPARSE else store
+
+
+def _open_saved(cfg: Any, task: str, records: Iterable[Record]) -> TeacherStore:
     node, key = teacher_node(cfg, task), f"TEACHER.{task.upper()}"
     if node.TYPE in FOLDERS:
         class_map = teacher_class_map(cfg, task, node.CLASSES or our_classes(cfg))
