@@ -85,6 +85,19 @@ def _with_main(folder: Path) -> Path:
     return folder
 
 
+def test_parts_of_an_object_are_not_objects(tmp_path: Path) -> None:
+    """VOC's person layout lists heads and hands inside an object, each with a name and a box of its own."""
+    make_voc(tmp_path, count=1)
+    part = "<part><name>head</name><bndbox><xmin>2</xmin></bndbox></part>"
+    xml = annotation([("person", (20, 10, 50, 30))])
+    add_image(
+        tmp_path, "a0", xml.replace("<object>", f"<object>{part}").replace("</object>", f"{part}</object>")
+    )
+    record = load_voc("voc_main_train", str(_with_main(tmp_path))).records[0]
+    np.testing.assert_array_equal(record.boxes, np.float32([[19, 9, 50, 30]]))
+    assert [VOC_CLASSES[label] for label in record.labels] == ["person"]
+
+
 def test_boxes_over_the_border_are_clipped_and_counted(tmp_path: Path) -> None:
     make_voc(tmp_path, count=1)
     add_image(tmp_path, "a0", annotation([("cat", (-3, 0, 70, 41)), ("cat", (1, 1, 60, 40))]))

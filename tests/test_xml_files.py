@@ -54,3 +54,13 @@ def test_broken_files_are_one_value_error(tmp_path, text):
     """Empty, unbalanced and absurdly deep files."""
     with pytest.raises(ValueError, match="no well-formed XML"):
         read_xml(_write(tmp_path, text))
+
+
+def test_a_refused_file_leaves_nothing_for_the_next(tmp_path):
+    """One parser reads all files: neither an error nor a document type of one file reaches the next."""
+    for bad in ("<a><b></a>", '<!DOCTYPE a [<!ENTITY x "y">]><a>&x;</a>'):
+        with pytest.raises(ValueError):
+            read_xml(_write(tmp_path, bad))
+        assert read_xml(_write(tmp_path, "<a><b>1</b></a>")).findtext("b") == "1"
+        with pytest.raises(ValueError, match="no well-formed XML"):
+            read_xml(_write(tmp_path, "<a>&x;</a>"))

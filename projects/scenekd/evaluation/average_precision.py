@@ -24,7 +24,9 @@ class PrecisionRecall:
 
     def __init__(self, matches: Matches, num_classes: int) -> None:
         by_score = np.argsort(-matches.scores, kind="stable")
-        self._order = by_score[np.argsort(matches.labels[by_score], kind="stable")]
+        # numpy's stable sort counts where integers are short, and merges where they are long.
+        labels = matches.labels[by_score].astype(np.min_scalar_type(num_classes))
+        self._order = by_score[np.argsort(labels, kind="stable")]
         self._class_starts = np.searchsorted(matches.labels[self._order], np.arange(num_classes + 1))
         self._overlap, self._truth = matches.overlap[self._order], matches.truth[self._order]
         self._image = matches.image[self._order]
