@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from scenekd.losses.multibox import multibox_loss
+from scenekd.losses.multibox import background_loss, multibox_loss
 from scenekd.losses.reduce import Reduce, mean_over_processes
 from scenekd.matching import AnchorGrid, match_batch
 from scenekd.sample import Target
@@ -52,23 +52,28 @@ class DetectionTerm(nn.Module):
         ground_truth = [t.weights.detection_gt * t.has_boxes for t in targets]
         teacher = [t.weights.detection_teacher * t.has_teacher_boxes for t in targets]
         weights, shares = weigh_sources(ground_truth, teacher, outputs["class_logits"], self.reduce)
+        own = [t.from_teacher == source for source in (False, True) for t in targets]
+        boxes, labels, confidences = (
+            [getattr(t, name)[mine] for t, mine in zip([*targets, *targets], own)]
+            for name in ("boxes", "labels", "confidences")
+        )
+        # The matching of both sources in one go, and one look at all anchors for both minings.
+        matches = match_batch(
+            anchors, boxes, labels, confidences, iou_threshold=self.iou_threshold, grid=grid
+        )
+        background = background_loss(outputs["class_logits"])
         total = []
-        for from_teacher, weight in enumerate(weights):
-            mine = [t.from_teacher == bool(from_teacher) for t in targets]
-            boxes = [t.boxes[own] for t, own in zip(targets, mine)]
-            confidences = [t.confidences[own] for t, own in zip(targets, mine)]
-            labels = [t.labels[own] for t, own in zip(targets, mine)]
-            matches = match_batch(
-                anchors, boxes, labels, confidences, iou_threshold=self.iou_threshold, grid=grid
-            )
+        for source, weight in enumerate(weights):
+            images = slice(source * len(targets), (source + 1) * len(targets))
             result = multibox_loss(
                 outputs["class_logits"],
                 outputs["offsets"],
                 anchors,
-                matches,
-                boxes,
+                matches[images],
+                boxes[images],
                 image_weights=weight,
                 negative_ratio=self.negative_ratio,
+                background=background,
                 reduce=self.reduce,
             )
             total.append(torch.stack([result["loss_cls"], result["loss_box"]]))

@@ -26,6 +26,7 @@ def multibox_loss(
     *,
     image_weights: Tensor | None = None,
     negative_ratio: float = 3.0,
+    background: Tensor | None = None,
     reduce: Reduce = mean_over_processes,
 ) -> dict[str, Tensor]:
     """Class and box loss of the images that take part, divided by the number of their positives.
@@ -46,6 +47,7 @@ def multibox_loss(
         boxes: for each image its (N_i, 4) boxes, to which ``matches`` refers.
         image_weights: (B,) ≥ 0, 1 each by default; 0 is as None in ``matches``. Only ratios matter.
         negative_ratio: ≥ 0.
+        background: :func:`background_loss` of ``class_logits``, where several calls share it.
         reduce: averages N over processes; it is called once, whatever the batch holds.
 
     Returns:
@@ -61,11 +63,13 @@ def multibox_loss(
     normaliser = safe_count(reduce(weight.sum()))
 
     logits = at_least_float32(class_logits.flatten(0, 1))
-    negatives = _hardest_negatives(logits.detach(), index, matches, weights, num_anchors, negative_ratio)
+    if background is None:
+        background = background_loss(class_logits)
+    negatives = _hardest_negatives(background, index, matches, weights, negative_ratio)
     negative_weight = weights[negatives.div(num_anchors, rounding_mode="floor")]
-    background = torch.full_like(negatives, logits.shape[1] - 1)
+    no_object = torch.full_like(negatives, logits.shape[1] - 1)
     cross_entropy = F.cross_entropy(
-        logits[torch.cat([index, negatives])], torch.cat([label, background]), reduction="none"
+        logits[torch.cat([index, negatives])], torch.cat([label, no_object]), reduction="none"
     )
     loss_cls = (cross_entropy * torch.cat([weight * confidence, negative_weight])).sum()
 
@@ -88,39 +92,48 @@ def _positives(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of every positive: index in the flattened batch (M,), label (M,), confidence (M,), coded box (M, 4)."""
     device, dtype = class_logits.device, weights.dtype
-    index, label, confidence, coded = [], [], [], []
+    image, found, matched = [], [], []
     for i, (match, own_boxes, weight) in enumerate(zip(matches, boxes, weights.tolist())):
         if match is None or weight == 0 or not len(match.anchor):
             continue
-        index.append(match.anchor.to(device) + i * len(anchors))
-        label.append(match.label.to(device))
-        confidence.append(match.confidence.to(device, dtype))
-        matched = own_boxes.to(device, dtype)[match.box.to(device)]
-        coded.append(encode(matched, anchors.to(device, dtype)[match.anchor.to(device)]))
-    if not index:
+        image.append(i)
+        found.append(match)
+        matched.append(own_boxes.to(device, dtype)[match.box.to(device)])
+    if not found:
         none = torch.zeros(0, dtype=torch.int64, device=device)
         return none, none, weights.new_zeros(0), weights.new_zeros(0, 4)
-    return torch.cat(index), torch.cat(label), torch.cat(confidence), torch.cat(coded)
+    anchor, label, confidence = (
+        torch.cat([getattr(match, name) for match in found]).to(device)
+        for name in ("anchor", "label", "confidence")
+    )
+    first = torch.tensor(image, device=device) * len(anchors)
+    counts = torch.tensor([len(match.anchor) for match in found], device=device)
+    coded = encode(torch.cat(matched), anchors.to(device, dtype)[anchor])
+    return anchor + first.repeat_interleave(counts), label, confidence.to(dtype), coded
+
+
+def background_loss(class_logits: Tensor) -> Tensor:
+    """Cross-entropy of every anchor with background, (B, A), from logits (B, A, C + 1); no gradient."""
+    logits = at_least_float32(class_logits.detach())
+    return logits.logsumexp(dim=-1) - logits[..., -1]
 
 
 def _hardest_negatives(
-    logits: Tensor,
+    background: Tensor,
     positives: Tensor,
     matches: Sequence[AnchorMatch | None],
     weights: Tensor,
-    num_anchors: int,
     ratio: float,
 ) -> Tensor:
     """Indices, in the flattened batch, of the unmatched anchors that look least like background."""
     wanted = int(ratio * len(positives))
     if not wanted:
         return positives[:0]
-    absent = torch.tensor([match is None for match in matches], device=logits.device) | (weights == 0)
-    candidate = (~absent).repeat_interleave(num_anchors)
+    absent = torch.tensor([match is None for match in matches], device=background.device) | (weights == 0)
+    candidate = (~absent).repeat_interleave(background.shape[1])
     candidate[positives] = False
-    cross_entropy = logits.logsumexp(dim=1) - logits[:, -1]
     count = min(wanted, int(candidate.sum()))
-    return cross_entropy.masked_fill(~candidate, -torch.inf).topk(count, sorted=False).indices
+    return background.flatten().masked_fill(~candidate, -torch.inf).topk(count, sorted=False).indices
 
 
 def _check(
