@@ -212,9 +212,10 @@ class BlitzNet(nn.Module):
         predictions = [Prediction(size=size) for _ in range(count)]
         for i, prediction in enumerate(predictions):
             if "detection" in self.tasks:
-                prediction.boxes, prediction.labels, prediction.scores = self.postprocess(
+                found = self.postprocess.detect(
                     outputs["class_logits"][i], outputs["offsets"][i], self.anchors, size
                 )
+                prediction.boxes, prediction.labels, prediction.scores, prediction.class_probabilities = found
             if "segmentation" in self.tasks:
                 prediction.sem_seg = outputs["sem_seg"][i]
         return predictions

@@ -32,20 +32,28 @@ class PostProcess:
     topk_per_class: int = 50
     topk: int = 200
 
-    @torch.no_grad()
     def __call__(
         self, class_logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes, labels and scores of one image, sorted by falling score.
+        """Boxes, labels and scores of :meth:`detect`."""
+        return self.detect(class_logits, offsets, anchors, size)[:3]
+
+    @torch.no_grad()
+    def detect(
+        self, class_logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes of one image, sorted by falling score.
 
         Args:
             class_logits: (A, C + 1), background last. offsets: (A, 4). anchors: (A, 4) xyxy pixels.
             size: (height, width) of the network input; boxes are clipped to it.
 
         Returns:
-            boxes (N, 4) float32 xyxy pixels, labels (N,) int64, scores (N,) float32 in 0…1; N may be 0.
+            boxes (N, 4) float32 xyxy pixels, labels (N,) int64, scores (N,) float32 in 0…1, and the class
+            probabilities (N, C + 1) float32, background last, that the scores are taken from; N may be 0.
         """
-        probabilities = class_logits.float().softmax(dim=-1)[:, :-1].T  # (C, A)
+        vectors = class_logits.float().softmax(dim=-1)  # (A, C + 1)
+        probabilities = vectors[:, :-1].T  # (C, A)
         scores, index = probabilities.topk(min(self.topk_pre_nms, len(anchors)), dim=1)  # (C, k)
         keep = scores > self.score_threshold
         labels = torch.arange(len(scores), device=scores.device)[:, None].expand_as(scores)[keep]
@@ -53,11 +61,11 @@ class PostProcess:
 
         boxes = clip(decode(offsets[index].float(), anchors[index]), *size)
         inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # a box outside the image is clipped to nothing
-        boxes, labels, scores = boxes[inside], labels[inside], scores[inside]
+        boxes, labels, scores, index = boxes[inside], labels[inside], scores[inside], index[inside]
 
         kept = batched_nms(boxes, scores, labels, self.nms_threshold)  # sorted by falling score
         kept = kept[_rank_in_class(labels[kept], len(probabilities)) < self.topk_per_class][: self.topk]
-        return boxes[kept], labels[kept], scores[kept]
+        return boxes[kept], labels[kept], scores[kept], vectors[index[kept]]
 
 
 def _rank_in_class(labels: Tensor, num_classes: int) -> Tensor:

@@ -69,6 +69,11 @@ class Sample:
         confidences: (N,) float32, 1.0 for ground truth.
         from_teacher: (N,) bool, the source of each box.
         difficult: (N,) bool.
+        class_probabilities: (N, C + 1) float32, background last, what each box teaches of its class; one-hot for
+            ground truth. None: the label alone.
+        box_weights: (N,) float32, how much each box counts in the box loss; None: its confidence.
+        doubtful_boxes, doubtful_scores: (D, 4), (D,) float32, all that a teacher suspects here, however little
+            it believes it; they teach nothing, steer no crop, and say only where background is doubtful. Or None.
         sem_seg: (H, W) uint8, or None where missing.
         soft_seg: the teacher's dense output, or None.
         coordinates: (H, W, 2) float32, for every pixel the (x, y) it shows of the un-augmented image, as
@@ -87,6 +92,10 @@ class Sample:
     confidences: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     from_teacher: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     difficult: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    class_probabilities: np.ndarray | None = None
+    box_weights: np.ndarray | None = None
+    doubtful_boxes: np.ndarray | None = None
+    doubtful_scores: np.ndarray | None = None
     sem_seg: np.ndarray | None = None
     soft_seg: SoftSegmentation | None = None
     coordinates: np.ndarray | None = None
@@ -111,6 +120,8 @@ class Sample:
             confidences=self.confidences[keep],
             from_teacher=self.from_teacher[keep],
             difficult=self.difficult[keep],
+            class_probabilities=None if self.class_probabilities is None else self.class_probabilities[keep],
+            box_weights=None if self.box_weights is None else self.box_weights[keep],
         )
 
 
@@ -120,7 +131,8 @@ class Target:
 
     Attributes:
         boxes (N, 4) float32, labels (N,) int64, confidences (N,) float32, from_teacher (N,) bool,
-        difficult (N,) bool: as in :class:`Sample`.
+        difficult (N,) bool, class_probabilities (N, C + 1) float32 or None, box_weights (N,) float32 or None,
+        doubtful_boxes (D, 4), doubtful_scores (D,) float32 or None: as in :class:`Sample`.
         sem_seg: (H, W) int64 of the network input, or None.
         soft_seg: (K, h', w') float32, the teacher's output sampled at the end of augmentation, or None;
             (h', w') is the network input or a whole fraction of it.
@@ -144,6 +156,10 @@ class Target:
     height: int = 0
     width: int = 0
     file_name: str = ""
+    class_probabilities: Tensor | None = None
+    box_weights: Tensor | None = None
+    doubtful_boxes: Tensor | None = None
+    doubtful_scores: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         """A copy with every tensor on ``device``."""
@@ -171,6 +187,8 @@ class Prediction:
     Attributes:
         boxes (N, 4) float32, labels (N,) int64, scores (N,) float32 in 0…1, sorted by falling score; or None
             where the network has no detection task.
+        class_probabilities: (N, C + 1) float32, background last, that the scores are taken from; or None where
+            the network does not tell.
         sem_seg: (K, h, w) logits, or None where the network has no segmentation task.
         size: (height, width) that ``boxes`` refer to.
     """
@@ -180,6 +198,7 @@ class Prediction:
     labels: Tensor | None = None
     scores: Tensor | None = None
     sem_seg: Tensor | None = None
+    class_probabilities: Tensor | None = None
 
     def resize(self, height: int, width: int) -> Prediction:
         """The prediction at another image size: boxes scaled and clipped, logits bilinearly resized."""

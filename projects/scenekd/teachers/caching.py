@@ -145,8 +145,11 @@ def _ask(
 def _mapped(output: TeacherOutput, class_map: ClassMap) -> TeacherOutput:
     """An output in our classes."""
     found, soft = output.detections, output.segmentation
-    boxes, labels, scores = class_map.detections(found) if found is not None else (None, None, None)
-    return TeacherOutput(boxes, labels, scores, None if soft is None else class_map.segmentation(soft))
+    soft = None if soft is None else class_map.segmentation(soft)
+    if found is None:
+        return TeacherOutput(segmentation=soft)
+    found = class_map.detections(found)
+    return TeacherOutput(found.boxes, found.labels, found.scores, soft, found.class_probabilities)
 
 
 def _ask_in_processes(

@@ -33,6 +33,7 @@ import numpy as np
 import zstandard
 
 from ..sample import SoftSegmentation
+from .codec_vectors import pack_vectors, unpack_vectors, vectors_size
 from .protocol import Detections
 
 LEVEL = 9  # of zstd: higher packs 1 % better and takes several times as long
@@ -216,10 +217,15 @@ def _decode_scores(meta: dict[str, Any], payload: bytes, shape: tuple[int, int, 
 
 
 def encode_detections(detections: Detections) -> tuple[dict[str, Any], bytes]:
-    """``(meta, payload)``, without loss."""
+    """``(meta, payload)``: boxes, scores and labels without loss, class probabilities as in
+    :mod:`.codec_vectors`."""
     rows = np.zeros(len(detections.boxes), _BOX)
     rows["box"], rows["score"], rows["label"] = detections.boxes, detections.scores, detections.labels
-    return {"boxes": len(rows)}, _pack(rows)
+    meta: dict[str, Any] = {"boxes": len(rows)}
+    if detections.class_probabilities is None:
+        return meta, _pack(rows)
+    meta["vectors"], vectors = pack_vectors(detections.class_probabilities)
+    return meta, _pack(rows.tobytes() + vectors)
 
 
 def decode_detections(meta: dict[str, Any], payload: bytes) -> Detections:
@@ -227,8 +233,12 @@ def decode_detections(meta: dict[str, Any], payload: bytes) -> Detections:
     count = int(meta["boxes"])
     if not 0 <= count <= 1 << 20:
         raise ValueError(f"bad number of boxes {count}")
-    rows = np.frombuffer(_unpack(payload, count * _BOX.itemsize), _BOX)
-    return Detections(rows["box"].copy(), rows["label"].astype(np.int64), rows["score"].copy())
+    shape = meta.get("vectors")  # records of caches made before there were vectors lack it
+    size = count * _BOX.itemsize
+    data = _unpack(payload, size + (0 if shape is None else vectors_size(shape, count)))
+    rows = np.frombuffer(data, _BOX, count)
+    vectors = None if shape is None else unpack_vectors(data[size:], shape, count)
+    return Detections(rows["box"].copy(), rows["label"].astype(np.int64), rows["score"].copy(), vectors)
 
 
 def _shape(meta: dict[str, Any]) -> tuple[int, int, int]:

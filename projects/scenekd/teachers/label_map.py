@@ -5,6 +5,7 @@ C: object classes; K = C + 1: dense classes, background first.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -63,14 +64,25 @@ class ClassMap:
         return {s: self.target[i] if i >= 0 else BACKGROUND for s, i in zip(self.source, self.index)}
 
     def detections(self, detections: Detections) -> Detections:
-        """The boxes in our classes; those that stand for background are dropped."""
+        """The boxes in our classes; those that stand for background are dropped.
+
+        In a box's class probabilities, those of several classes that stand for one are summed, and those of
+        classes that stand for background go to it.
+        """
         if len(detections.labels) and not 0 <= detections.labels.min() <= detections.labels.max() < len(
             self.source
         ):
             raise ValueError(f"a label lies outside the teacher's {len(self.source)} classes")
         labels = np.asarray(self.index, np.int64)[detections.labels]
         keep = labels >= 0
-        return Detections(detections.boxes[keep], labels[keep], detections.scores[keep])
+        vectors = detections.class_probabilities
+        if vectors is not None and not self.is_identity:
+            if vectors.shape[1] != len(self.source) + 1:
+                raise ValueError(
+                    f"{vectors.shape[1]} class probabilities do not fit {len(self.source)} classes"
+                )
+            vectors = join_classes(vectors, np.asarray([*self.index, -1]), len(self.target))
+        return dataclasses.replace(detections, labels=labels, class_probabilities=vectors).take(keep)
 
     def segmentation(self, soft: SoftSegmentation) -> SoftSegmentation:
         """The dense output in our classes.
@@ -97,6 +109,14 @@ class ClassMap:
             else:
                 out[k] = members.sum(0) if soft.form == "probabilities" else members.max(0, initial=0)
         return SoftSegmentation(out, soft.form)
+
+
+def join_classes(vectors: np.ndarray, place: np.ndarray, num_classes: int) -> np.ndarray:
+    """(N, num_classes + 1) float32, background last: column k of ``vectors`` is added to column ``place[k]``, that
+    of a negative place to background's."""
+    joined = np.zeros((len(vectors), num_classes + 1), np.float32)
+    np.add.at(joined.T, np.where(place < 0, num_classes, place), vectors.T)
+    return joined
 
 
 def build_class_map(

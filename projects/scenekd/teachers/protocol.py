@@ -6,9 +6,9 @@ background first; h, w: the teacher's own grid.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,49 +17,79 @@ from ..sample import SoftSegmentation
 TASKS = ("detection", "segmentation")
 
 
-class Detections(NamedTuple):
-    """Boxes of one image, sorted by falling score: boxes (N, 4) float32 xyxy pixels of the un-augmented
-    image, 0-based; labels (N,) int64 in 0…C−1; scores (N,) float32 in 0…1."""
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Boxes of one image, sorted by falling score.
+
+    Iterating gives boxes, labels and scores, all that a teacher must say.
+
+    Attributes:
+        boxes: (N, 4) float32 xyxy pixels of the un-augmented image, 0-based.
+        labels: (N,) int64 in 0…C−1. scores: (N,) float32 in 0…1.
+        class_probabilities: (N, C + 1) float32, background last, the distribution that each score is taken
+            from; None where the teacher does not tell.
+        quality: (N,) float32 in 0…1, how well the duplicates of each box agree with it, see
+            :func:`scenekd.boxes_merge.duplicate_quality`; None where nobody has looked.
+    """
 
     boxes: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
+    class_probabilities: np.ndarray | None = None
+    quality: np.ndarray | None = None
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter((self.boxes, self.labels, self.scores))
 
     @classmethod
-    def build(cls, boxes: Any, labels: Any, scores: Any) -> Detections:
+    def build(cls, boxes: Any, labels: Any, scores: Any, class_probabilities: Any = None) -> Detections:
         """From anything array-like, with the right types, sorted by falling score (stable)."""
         scores = np.asarray(scores, np.float32).reshape(-1)
         boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
         labels = np.asarray(labels, np.int64).reshape(-1)
         if not len(boxes) == len(labels) == len(scores):
             raise ValueError(f"{len(boxes)} boxes, {len(labels)} labels, {len(scores)} scores")
-        order = np.argsort(-scores, kind="stable")
-        return cls(boxes[order], labels[order], scores[order])
+        if class_probabilities is not None:
+            class_probabilities = np.asarray(class_probabilities, np.float32)
+            if class_probabilities.ndim != 2 or len(class_probabilities) != len(boxes):
+                raise ValueError(f"{len(boxes)} boxes, class probabilities {class_probabilities.shape}")
+        return cls(boxes, labels, scores, class_probabilities).take(np.argsort(-scores, kind="stable"))
+
+    def take(self, index: np.ndarray) -> Detections:
+        """The boxes of ``index`` (bool or integers), in its order."""
+        vectors, quality = self.class_probabilities, self.quality
+        return Detections(
+            self.boxes[index],
+            self.labels[index],
+            self.scores[index],
+            None if vectors is None else vectors[index],
+            None if quality is None else quality[index],
+        )
 
     def keep(self, min_score: float, max_boxes: int | None) -> Detections:
         """The boxes with a score of at least ``min_score``, at most ``max_boxes`` of them."""
-        chosen = np.flatnonzero(self.scores >= min_score)[:max_boxes]
-        return Detections(*(part[chosen] for part in self))
+        return self.take(np.flatnonzero(self.scores >= min_score)[:max_boxes])
 
 
 @dataclass
 class TeacherOutput:
     """What a teacher says about one un-augmented image; None for a task it does not have.
 
-    Boxes, labels and scores are as in :class:`Detections`, in any order.
+    Boxes, labels, scores and class probabilities are as in :class:`Detections`, in any order.
     """
 
     boxes: np.ndarray | None = None
     labels: np.ndarray | None = None
     scores: np.ndarray | None = None
     segmentation: SoftSegmentation | None = None
+    class_probabilities: np.ndarray | None = None
 
     @property
     def detections(self) -> Detections | None:
         """The boxes with their right types, sorted; None without a detection task."""
         if self.boxes is None:
             return None
-        return Detections.build(self.boxes, self.labels, self.scores)
+        return Detections.build(self.boxes, self.labels, self.scores, self.class_probabilities)
 
 
 @dataclass

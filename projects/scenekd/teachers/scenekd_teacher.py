@@ -73,6 +73,19 @@ class SceneKDTeacher:
         """Fields of the teacher."""
         return self._info.as_dict()
 
+    def set_nms(self, threshold: float, max_boxes: int) -> None:
+        """Suppress at another IoU (1: hardly any) and keep the best ``max_boxes`` after it, for the cache.
+
+        Raises:
+            UserError: the network has no such step.
+        """
+        step = getattr(self.net, "postprocess", None)
+        if not dataclasses.is_dataclass(step) or isinstance(step, type) or not hasattr(step, "nms_threshold"):
+            raise UserError("TEACHER.DETECTION.NMS_THRESHOLD: this teacher's cannot be set; set it to 0")
+        changed = {"nms_threshold": threshold, "topk_per_class": max_boxes, "topk": max_boxes}
+        setattr(self.net, "postprocess", dataclasses.replace(step, **changed))  # noqa: B010 - no module
+        self._info.extra["nms_threshold"] = threshold
+
     def predict(self, images: Sequence[np.ndarray]) -> list[TeacherOutput]:
         """Boxes in pixels of each image, and dense logits on the network's own grid."""
         return [self._output(self._ask(image), *image.shape[:2]) for image in images]
@@ -91,6 +104,8 @@ class SceneKDTeacher:
             assert boxes is not None
             output.boxes, output.scores = to_array(boxes), to_array(prediction.scores)
             output.labels = prediction.labels.cpu().numpy()
+            if prediction.class_probabilities is not None:
+                output.class_probabilities = to_array(prediction.class_probabilities)
         if prediction.sem_seg is not None:
             output.segmentation = SoftSegmentation(to_array(prediction.sem_seg), "logits")
         return output

@@ -23,8 +23,10 @@ from .. import checkpoint
 from ..errors import UserError
 from ..sample import SoftSegmentation
 from .frozen import asking, freeze, to_array, to_tensor, weights_sha256
+from .label_map import join_classes
 from .masks import masks_to_scores
 from .protocol import TeacherInfo, TeacherOutput
+from .torchvision_vectors import HeadProbabilities
 
 RANDOM = "random"
 COCO_TRAINING = ("COCO train2017",)  # what torchvision trained all of these on
@@ -64,6 +66,7 @@ class TorchvisionDetector:
         part = getattr(net, "roi_heads", net)
         part.score_thresh, part.detections_per_img = min_score, max_boxes
         self.net, self.device = freeze(net, device), device
+        self._head = HeadProbabilities.of(net)
         self.has_masks = name.startswith("maskrcnn")
         self.tasks = ("detection", "segmentation") if self.has_masks else ("detection",)
         self._info = _info(name, weights, net, trained_on, "scores" if self.has_masks else "")
@@ -71,6 +74,12 @@ class TorchvisionDetector:
     def info(self) -> dict[str, Any]:
         """Fields of the teacher."""
         return self._info.as_dict()
+
+    def set_nms(self, threshold: float, max_boxes: int) -> None:
+        """Suppress at another IoU (1: hardly any) and keep the best ``max_boxes`` after it, for the cache."""
+        part = getattr(self.net, "roi_heads", self.net)
+        part.nms_thresh, part.detections_per_img = threshold, max_boxes
+        self._info.extra["nms_threshold"] = threshold
 
     def predict(self, images: Sequence[np.ndarray]) -> list[TeacherOutput]:
         """Boxes of each image (and dense scores of Mask R-CNN) at the image's own size."""
@@ -85,7 +94,9 @@ class TorchvisionDetector:
         if self.has_masks:
             masks = (found["masks"][:, 0] > 0.5).cpu().numpy()[keep]
             soft = masks_to_scores(masks, labels, scores, len(self.classes))
-        return TeacherOutput(boxes, labels, scores, soft)
+        rows = None if self._head is None else self._head.rows(found["labels"], found["scores"])
+        vectors = rows if rows is None else join_classes(to_array(rows)[keep], self._place, len(self.classes))
+        return TeacherOutput(boxes, labels, scores, soft, vectors)
 
 
 class TorchvisionSegmenter:
