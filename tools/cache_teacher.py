@@ -71,7 +71,7 @@ def fill(cfg: Any, task: str, args: argparse.Namespace) -> None:
 
 def check(cfg: Any, task: str) -> None:
     """Verify the cache of one task against its checksums and the training images."""
-    store = open_store(cfg, task)
+    store = open_store(cfg, task, merge=False)
     if not isinstance(store, CacheStore):
         raise UserError(f"TEACHER.{task.upper()}: a folder of saved outputs carries no checksums")
     problems = verify(store, load_datasets(cfg.DATASETS.TRAIN, cfg, train=False).records)

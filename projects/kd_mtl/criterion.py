@@ -35,6 +35,7 @@ class BlitzCriterion(nn.Module):
         negative_ratio: hardest negatives for one positive, ≥ 0.
         loss_weights: of (segmentation, class, box), ≥ 0.
         segmentation: keyword arguments of :class:`.segmentation_term.SegmentationTerm`.
+        detection: further ones of :class:`.detection_term.DetectionTerm`.
         reduce: averages counts over processes.
 
     Raises:
@@ -48,6 +49,7 @@ class BlitzCriterion(nn.Module):
         negative_ratio: float = 3.0,
         loss_weights: Sequence[float] = (1.0, 1.0, 1.0),
         segmentation: Mapping[str, Any] | None = None,
+        detection: Mapping[str, Any] | None = None,
         reduce: Reduce = mean_over_processes,
     ) -> None:
         super().__init__()
@@ -58,6 +60,7 @@ class BlitzCriterion(nn.Module):
             iou_threshold=iou_threshold,
             negative_ratio=negative_ratio,
             reduce=reduce,
+            **(detection or {}),
         )
         self.segmentation = SegmentationTerm(**(segmentation or {}), reduce=reduce)
 
@@ -83,6 +86,11 @@ class BlitzCriterion(nn.Module):
                     "top_k": distill.SEGMENTATION.TOP_K,
                     "tail": distill.SEGMENTATION.TAIL,
                     "void": distill.SEGMENTATION.VOID,
+                },
+                detection={
+                    "doubt_iou": distill.DETECTION.NEGATIVES_IOU,
+                    "doubt_ignore": distill.DETECTION.NEGATIVES_IGNORE,
+                    "doubt_ground_truth": distill.DETECTION.NEGATIVES_GROUND_TRUTH,
                 },
             )
         except ValueError as error:

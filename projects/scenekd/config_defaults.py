@@ -51,6 +51,13 @@ def own_defaults() -> CN:
     teacher.SEGMENTATION.SPARSE = (
         False  # a dense teacher made sparse, as Mask R-CNN's output is (teachers/sparse.py)
     )
+    node = teacher.DETECTION  # how its boxes become one list, see projects/kd_mtl/README.md
+    node.NMS_THRESHOLD = 0.0  # IoU of the teacher's NMS when it is cached; 0: its own; 1: keep duplicates
+    node.MERGE = "none"  # none | nms | soft_nms (gaussian) | soft_nms_linear | wbf, as boxes are read
+    node.MERGE_IOU = 0.5  # from here on boxes are one: nms, soft_nms_linear, wbf, and BOX_WEIGHT quality
+    node.MERGE_SIGMA = 0.5  # of soft_nms
+    node.MORE = ()  # further teachers: mappings of these keys, each a TEACHER.DETECTION of its own
+    node.SCORE_FACTOR = 1.0  # its scores times this, so that several teachers' agree
 
     distill = cfg.DISTILL = CN()
     for task in ("DETECTION", "SEGMENTATION"):
@@ -64,6 +71,12 @@ def own_defaults() -> CN:
         node.TEACHER_WEIGHT = 0.5
     distill.DETECTION.MIN_SCORE = 0.001  # teacher boxes below are dropped; 0 keeps all
     distill.DETECTION.USE_CONFIDENCE = True  # False: teacher boxes weigh like ground truth
+    distill.DETECTION.CLASS_TARGET = "hard"  # hard | vector: anchors learn a box's class, or distribution
+    distill.DETECTION.BOX_WEIGHT = "score"  # score | quality | none: of teacher boxes in the box loss
+    distill.DETECTION.NEGATIVES = "plain"  # plain | teacher_aware: under a teacher's box they weigh less
+    distill.DETECTION.NEGATIVES_IOU = 0.4  # of teacher_aware: an anchor is under a box from here on
+    distill.DETECTION.NEGATIVES_IGNORE = 1.0  # of teacher_aware: under boxes of such scores are no negatives
+    distill.DETECTION.NEGATIVES_GROUND_TRUTH = False  # teacher_aware where ground truth teaches, too
     distill.SEGMENTATION.TARGET = "probabilities"  # probabilities | logits | scores (the thesis's)
     distill.SEGMENTATION.TEMPERATURE = 1.0
     distill.SEGMENTATION.TEMPER_STUDENT = False  # True: the student's logits are divided by T too, times T²

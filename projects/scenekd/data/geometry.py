@@ -122,6 +122,9 @@ class Frame:
             kept,
             image=_draw_image(sample.image, across, down),
             boxes=_move_boxes(kept.boxes, across, down),
+            doubtful_boxes=None
+            if sample.doubtful_boxes is None
+            else _move_boxes(sample.doubtful_boxes, across, down),
             sem_seg=None
             if sample.sem_seg is None
             else _draw_labels(sample.sem_seg, across, down, self.fill_seg),

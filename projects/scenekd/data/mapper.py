@@ -13,6 +13,7 @@ from torch import Tensor
 from ..errors import BadRecordError
 from ..sample import Sample, SourceWeights, Target
 from ..sampling import draw_rng, record_index
+from .box_sources import BoxSources
 from .images import read_image
 from .policy import GROUND_TRUTH, SourcePolicy, build_policy
 from .records import Dataset, Record
@@ -53,8 +54,9 @@ class Mapper:
         self.policy = policy
         self.transforms = transforms or build_transforms(cfg, train)
         self.skip_bad = cfg.DATASETS.ON_ERROR == "skip"
-        self.min_score = cfg.DISTILL.DETECTION.MIN_SCORE
-        self.use_confidence = cfg.DISTILL.DETECTION.USE_CONFIDENCE
+        self.box_sources = BoxSources(cfg)
+        if train:
+            self.box_sources.check_teacher("detection" in self.teachers)
         self.soft_target = cfg.DISTILL.SEGMENTATION.TARGET
         self.void = cfg.DISTILL.SEGMENTATION.VOID
         self.background = cfg.TEACHER.SEGMENTATION.BACKGROUND
@@ -133,21 +135,22 @@ class Mapper:
 
     def _boxes(self, record: Record, weights: SourceWeights) -> dict[str, np.ndarray]:
         """Boxes of the sources that count; one that does not must not steer the crop either."""
-        parts: list[tuple[np.ndarray, ...]] = [_NO_BOXES]
+        sources, parts = self.box_sources, [self.box_sources.none()]
         if weights.detection_gt > 0 and record.boxes is not None:
             keep = ~record.crowd if record.crowd is not None else np.ones(len(record.boxes), bool)
-            boxes, labels = record.boxes[keep], _given(record.labels)[keep]
-            ones, none = np.ones(len(boxes), np.float32), np.zeros(len(boxes), bool)
-            parts.append((boxes, labels, ones, none, _given(record.difficult)[keep]))
-        if weights.detection_teacher > 0:
-            boxes, labels, scores = self.teachers["detection"].get_detections(record.image_id)
-            keep = scores >= self.min_score
-            boxes, labels, scores = boxes[keep], labels[keep], scores[keep]
-            if not self.use_confidence:
-                scores = np.ones_like(scores)
-            parts.append((boxes, labels, scores, np.ones(len(boxes), bool), np.zeros(len(boxes), bool)))
-        names = ("boxes", "labels", "confidences", "from_teacher", "difficult")
-        return {name: np.concatenate(columns) for name, columns in zip(names, zip(*parts))}
+            boxes, labels, difficult = record.boxes[keep], _given(record.labels), _given(record.difficult)
+            parts.append(sources.ground_truth(boxes, labels[keep], difficult[keep]))
+        asked = weights.detection_teacher > 0
+        doubts = sources.doubts and (asked or (sources.doubts_of_ground_truth and weights.detection_gt > 0))
+        found, store = None, self.teachers.get("detection")
+        if (asked or doubts) and store is not None and record.image_id in store:
+            found = store.get_detections(record.image_id)
+        if asked and found is not None:
+            parts.append(sources.teacher(found))
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        if doubts and found is not None:
+            columns |= {"doubtful_boxes": found.boxes, "doubtful_scores": found.scores}
+        return columns
 
     def _target(self, sample: Sample) -> Target:
         soft_seg = soft_valid = None
@@ -174,16 +177,15 @@ class Mapper:
             height=sample.height,
             width=sample.width,
             file_name=sample.file_name,
+            class_probabilities=_tensor(sample.class_probabilities),
+            box_weights=_tensor(sample.box_weights),
+            doubtful_boxes=_tensor(sample.doubtful_boxes),
+            doubtful_scores=_tensor(sample.doubtful_scores),
         )
 
 
-_NO_BOXES = (
-    np.zeros((0, 4), np.float32),
-    np.zeros(0, np.int64),
-    np.zeros(0, np.float32),
-    np.zeros(0, bool),
-    np.zeros(0, bool),
-)
+def _tensor(array: np.ndarray | None) -> Tensor | None:
+    return None if array is None else torch.from_numpy(array)
 
 
 def _given(array: np.ndarray | None) -> np.ndarray:

@@ -35,10 +35,14 @@ class Rotate:
         if sem_seg is not None:
             sem_seg = _warp(sem_seg, matrix, cv2.INTER_NEAREST, (self.fill_seg,))
         boxes, keep = _rotate_boxes(sample.boxes, matrix, height, width)
+        doubtful = sample.doubtful_boxes
+        if doubtful is not None:
+            doubtful = _rotate_boxes(doubtful, matrix, height, width)[0]
         return dataclasses.replace(
             sample,
             image=_warp(sample.image, matrix, cv2.INTER_LINEAR, MEAN_COLOUR),
             boxes=boxes,
+            doubtful_boxes=doubtful,
             sem_seg=sem_seg,
             coordinates=_rotate_field(field, inverse),
         ).select(keep)

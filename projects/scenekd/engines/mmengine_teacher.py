@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from mmcv.transforms import BaseTransform
 
+from ..data.box_sources import check_plain_boxes
 from ..data.policy import build_policy
 from ..data.soft import check_target
 from ..errors import UserError
@@ -46,6 +47,7 @@ class SceneKDLoadTeacher(BaseTransform):
         for task, node in chosen.items():
             if node.get("POLICY") == "per_batch":
                 raise UserError(f"DISTILL.{task}.POLICY: per_batch needs SceneKD's own loader; use combined")
+        check_plain_boxes(self.cfg)
         self.stores = {task.lower(): open_store(self.cfg, task.lower()) for task in teacher}
         self._policy: Any = None
 

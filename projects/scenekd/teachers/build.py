@@ -16,6 +16,7 @@ from .folder import FolderStore
 from .images import file_sha256
 from .label_map import ClassMap, build_class_map
 from .manifest import REBUILD, Manifest
+from .more import each_teacher, merge_stores, set_nms
 from .options import FOLDERS, KINDS, NETWORKS, cache_folder, our_classes, teacher_node
 from .overlap import check_teacher_overlap
 from .protocol import Teacher, TeacherInfo, TeacherStore
@@ -48,6 +49,8 @@ def build_teacher(cfg: Any, task: str) -> Teacher:
         teacher = SceneKDTeacher(node.WEIGHTS, node.CONFIG, **options)
     if task not in teacher.tasks:
         raise UserError(f"{key}: {node.NAME or node.WEIGHTS} does {' and '.join(teacher.tasks)}, not {task}")
+    if task == "detection" and node.NMS_THRESHOLD:
+        set_nms(teacher, node.NMS_THRESHOLD, node.MAX_BOXES)
     return cast(Teacher, teacher)
 
 
@@ -81,17 +84,23 @@ def build_manifest(cfg: Any, task: str, teacher: Teacher, class_map: ClassMap) -
     )
 
 
-def open_store(cfg: Any, task: str, records: Iterable[Record] = ()) -> TeacherStore:
+def open_store(cfg: Any, task: str, records: Iterable[Record] = (), *, merge: bool = True) -> TeacherStore:
     """The saved outputs of the teacher of a task: a folder of them, or the cache; ``SPARSE`` where asked for.
 
     Args:
         records: the images that will be read; the store must fit them.
+        merge: with the further detection teachers of ``MORE``, and merged by ``MERGE``; else the teacher's own.
 
     Raises:
         UserError: nothing there, or it was made for other classes, by another teacher, or from other images.
     """
-    store = _open_saved(cfg, task, records)
-    return SparseStore(store) if task == "segmentation" and cfg.TEACHER.SEGMENTATION.SPARSE else store
+    records = list(records)
+    if task == "segmentation":
+        store = _open_saved(cfg, task, records)
+        return SparseStore(store) if cfg.TEACHER.SEGMENTATION.SPARSE else store
+    if not merge:
+        return _open_saved(cfg, task, records)
+    return merge_stores(cfg, [_open_saved(one, task, records) for one in each_teacher(cfg, task)])
 
 
 def _open_saved(cfg: Any, task: str, records: Iterable[Record]) -> TeacherStore:

@@ -8,6 +8,7 @@ from typing import Any
 from ..data.catalog import load_dataset, load_datasets
 from ..errors import UserError
 from .cache import CacheStore
+from .more import each_teacher
 from .options import FOLDERS, cache_folder, teacher_node
 from .protocol import TASKS
 
@@ -44,6 +45,11 @@ def _count(images: int | None) -> str:
 
 
 def _trained_on(cfg: Any, task: str) -> tuple[str, ...]:
+    """Of the teacher and of the further ones of ``MORE``."""
+    return tuple(dict.fromkeys(name for one in each_teacher(cfg, task) for name in _of_one(one, task)))
+
+
+def _of_one(cfg: Any, task: str) -> tuple[str, ...]:
     node = teacher_node(cfg, task)
     if node.TRAINED_ON or node.TYPE in FOLDERS or not (node.TYPE or node.CACHE):
         return tuple(node.TRAINED_ON)
