@@ -185,6 +185,13 @@ def test_entries_that_are_none(entry, message, tiny_config):
         each_teacher(cfg, "detection")
 
 
+def test_a_cache_that_is_missing_is_told_from_the_first(folders, tiny_config):
+    more = str(({"CACHE": str(folders / "none")},))
+    cfg = tiny_config("run", *first(folders), "TEACHER.DETECTION.MORE", more)
+    with pytest.raises(UserError, match=r"MORE\[0\], cached by .* of its own: .*none: no teacher cache here"):
+        open_store(cfg, "detection")
+
+
 def test_suppression_that_cannot_be_set(tiny_config, monkeypatch):
     class Other:
         tasks = ("detection",)

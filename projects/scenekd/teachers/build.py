@@ -100,7 +100,16 @@ def open_store(cfg: Any, task: str, records: Iterable[Record] = (), *, merge: bo
         return SparseStore(store) if cfg.TEACHER.SEGMENTATION.SPARSE else store
     if not merge:
         return _open_saved(cfg, task, records)
-    return merge_stores(cfg, [_open_saved(one, task, records) for one in each_teacher(cfg, task)])
+    first, *more = each_teacher(cfg, task)
+    stores = [_open_saved(first, task, records)]
+    for i, one in enumerate(more):
+        try:
+            stores.append(_open_saved(one, task, records))
+        except UserError as error:
+            raise UserError(
+                f"TEACHER.DETECTION.MORE[{i}], cached by a configuration of its own: {error}"
+            ) from None
+    return merge_stores(cfg, stores)
 
 
 def _open_saved(cfg: Any, task: str, records: Iterable[Record]) -> TeacherStore:
