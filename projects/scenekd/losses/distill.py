@@ -40,15 +40,10 @@ def hinton_kd(
     Raises:
         ValueError: shapes do not fit, or an argument is outside its range.
     """
-    _check(student_logits, teacher_logits, temperature, alpha, direction)
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in 0…1, got {alpha}")
+    divergence = divergence_map(student_logits, teacher_logits, temperature=temperature, direction=direction)
     student = at_least_float32(student_logits)
-    teacher = teacher_logits.detach().to(student.dtype)
-
-    log_student = F.log_softmax(student / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher / temperature, dim=1)
-    if direction == "student_teacher":
-        log_student, log_teacher = log_teacher, log_student
-    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(dim=1)
     factor = alpha * temperature**2
     if labels is None:
         return factor * divergence.mean()
@@ -61,6 +56,25 @@ def hinton_kd(
     else:
         kl = divergence.masked_fill(~counted, 0).sum() / safe_count(counted.sum())
     return factor * kl + (1 - alpha) * cross_entropy
+
+
+def divergence_map(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float,
+    direction: str = "teacher_student",
+) -> Tensor:
+    """KL of every position at temperature T, summed over classes, (N, …); arguments and errors as in
+    :func:`hinton_kd`."""
+    _check(student_logits, teacher_logits, temperature, direction)
+    student = at_least_float32(student_logits)
+    teacher = teacher_logits.detach().to(student.dtype)
+    log_student = F.log_softmax(student / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher / temperature, dim=1)
+    if direction == "student_teacher":
+        log_student, log_teacher = log_teacher, log_student
+    return (log_teacher.exp() * (log_teacher - log_student)).sum(dim=1)
 
 
 def _counted(labels: Tensor, student: Tensor, ignore_index: int) -> Tensor:
@@ -76,14 +90,12 @@ def _counted(labels: Tensor, student: Tensor, ignore_index: int) -> Tensor:
     return counted
 
 
-def _check(student: Tensor, teacher: Tensor, temperature: float, alpha: float, direction: str) -> None:
+def _check(student: Tensor, teacher: Tensor, temperature: float, direction: str) -> None:
     if student.ndim < 2 or student.shape != teacher.shape:
         raise ValueError(
             f"logits must both be (N, C, …), got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in 0…1, got {alpha}")
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be one of {DIRECTIONS}, got {direction!r}")
