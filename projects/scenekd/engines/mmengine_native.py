@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 
 from .. import checkpoint
 from ..errors import UserError
+from .mmengine_weights import mmengine_types
 from .native import NativeRun
 
 
@@ -45,6 +46,8 @@ class Session:
         last: dict[str, Any] = {}
         if runner._val_loop is not None:
             runner.register_hook(_Last(last))
+        if self.weights and not self.run.resume:
+            runner.register_hook(_Weights(self.weights))
         runner.train()
         if is_main_process():
             net = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -56,6 +59,7 @@ class Session:
         if not self.weights:
             raise UserError("load_from: --eval-only needs a checkpoint; add load_from FILE")
         runner = self._runner()
+        _load_weights(runner, self.weights)
         if runner._test_loop is not None:
             return _by_task(runner.test())
         if runner._val_loop is None:
@@ -63,11 +67,20 @@ class Session:
         return _by_task(runner.val())
 
     def _runner(self) -> Runner:
-        runner = RUNNERS.build(self.cfg) if self.cfg.get("runner_type") else Runner.from_cfg(self.cfg)
-        if self.weights:
-            net = runner.model.module if is_model_wrapper(runner.model) else runner.model
-            checkpoint.load_weights(net, self.weights)
-        return runner
+        return RUNNERS.build(self.cfg) if self.cfg.get("runner_type") else Runner.from_cfg(self.cfg)
+
+
+class _Weights(Hook):
+    """Loads a checkpoint once MMEngine has initialised the model, which would undo it."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def before_train(self, runner: Runner) -> None:
+        """Load it."""
+        _load_weights(runner, self.path)
 
 
 class _Last(Hook):
@@ -80,6 +93,12 @@ class _Last(Hook):
         """Replace what is kept."""
         self.results.clear()
         self.results.update(metrics or {})
+
+
+def _load_weights(runner: Runner, path: str) -> None:
+    net = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    with mmengine_types():
+        checkpoint.load_weights(net, path)
 
 
 def _by_task(metrics: dict[str, Any]) -> dict[str, Any]:
