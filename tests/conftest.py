@@ -99,6 +99,12 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def plain_dumps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MMEngine writes its configurations as they are: its formatter takes seconds for each of several copies."""
+    monkeypatch.setattr("yapf.yapflib.yapf_api.FormatCode", lambda text, **_: (text, False))
+
+
+@pytest.fixture
 def tiny_config(scenes: Path, tmp_path: Path) -> Callable[..., object]:
     """``tiny_config(folder, *overrides)``: a configuration of a few seconds' training."""
     file = tmp_path / "tiny.yaml"

@@ -206,8 +206,8 @@ def test_what_is_no_affine_map_is_refused():
 def test_moves_outside_geometry_are_found(outside):
     """A transform that nothing could follow is told at the end of the pipeline; colours may change anywhere."""
     with pytest.raises(UserError, match="moved outside SceneKDGeometry"):
-        Compose([TRANSFORMS.build(outside), TRANSFORMS.build({"type": "SceneKDPack"})])(_start())
-    Compose([TRANSFORMS.build({"type": t}) for t in ("PhotoMetricDistortion", "SceneKDPack")])(_start())
+        Compose([TRANSFORMS.build(outside), TRANSFORMS.build({"type": "SceneKDPackInputs"})])(_start())
+    Compose([TRANSFORMS.build({"type": t}) for t in ("PhotoMetricDistortion", "SceneKDPackInputs")])(_start())
 
 
 # The whole pipeline -----------------------------------------------------------------------------------------
@@ -250,7 +250,7 @@ def _dataset(scenes, teacher, policy="fill_missing", **options):
             ],
         },
         {"type": "PhotoMetricDistortion"},
-        {"type": "SceneKDPack"},
+        {"type": "SceneKDPackInputs"},
     ]
     return DATASETS.build(
         {

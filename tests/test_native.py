@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import ENGINES
-from PIL import Image
+from tool_runner import edited, load_tool
 
 from scenekd import checkpoint
 from scenekd.engines.native import native_framework
 from scenekd.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("plain_dumps")
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("person", "tree", "bird", "car", "house", "boat", "cup", "bottle", "cow", "kite")
@@ -35,24 +35,14 @@ FRAMEWORKS = ["mmseg", pytest.param("detectron2", marks=DETECTRON2)]
 
 
 def _tool(monkeypatch, name, *words):
-    # tools/test.py is imported by its path, as the standard library has a module of that name
-    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool(name)
     monkeypatch.setattr(sys, "argv", [name, *map(str, words)])
     module.main()
 
 
-def _edited(text, changes):
-    for old, new in changes.items():
-        assert text.count(old) == 1, old
-        text = text.replace(old, new)
-    return text
-
-
 def _mmseg_file(folder, root):
     """The shipped file, edited as a user would: data, size, network and length."""
-    text = _edited(
+    text = edited(
         (ROOT / "configs/mmseg/blitznet_voc.py").read_text(),
         {
             "size = 300": "size = 64",
@@ -74,7 +64,7 @@ def _mmseg_file(folder, root):
 
 
 def _detectron2_file(folder, root):
-    text = _edited(
+    text = edited(
         (ROOT / "configs/detectron2/blitznet_voc.yaml").read_text(),
         {
             "SIZE: 300": "SIZE: 64",
@@ -146,52 +136,6 @@ def test_checkpoints_serve_the_other_framework(scenes, tmp_path, monkeypatch):
         # detectron2's mean leaves out the classes that the ground truth lacks; the others count them where predicted
         assert scores["mmseg"] == pytest.approx(scores["own"], abs=0.3)
         assert scores["detectron2"] >= scores["own"] - 0.3
-
-
-def test_decode_head_learns_from_a_teacher(scenes, tmp_path, monkeypatch):
-    """MMSegmentation's FCN with CrossEntropyLoss and SoftLabelCrossEntropy, half of the masks missing."""
-    teacher = tmp_path / "teacher"
-    teacher.mkdir()
-    for file in (scenes / "SegmentationClass").glob("*.png"):
-        mask = np.array(Image.open(file))[::4, ::4]
-        mask[mask == 255] = 0
-        np.savez_compressed(
-            teacher / f"{file.stem}.npz",
-            classes=mask[None],
-            logits=np.full((1, *mask.shape), -0.01, np.float32),
-            logsumexp=np.zeros(mask.shape, np.float32),
-        )
-    _mmseg_file(tmp_path, scenes)
-    text = _edited(
-        (ROOT / "configs/mmseg/fcn_r18_teacher_voc.py").read_text(),
-        {
-            'pretrained="torchvision://resnet18",': "",
-            'dict(type="ResNet", depth=18,': 'dict(type="ResNet", depth=18, base_channels=8,',
-            "in_channels=512": "in_channels=64",
-            "num_classes=21": "num_classes=11",
-            "size=(300, 300)": "size=(64, 64)",
-            "datasets/VOCdevkit/VOC2012/TeacherSegmentation": str(teacher),
-            'POLICY="combined", TARGET="logits")),': f'POLICY="combined", TARGET="logits")), classes={CLASSES},',
-            "dataset=dict(pipeline=train_pipeline)": "dataset=dict(pipeline=train_pipeline, keep_sem_seg=0.5)",
-        },
-    )
-    file = tmp_path / "fcn.py"
-    file.write_text(text)
-    _tool(
-        monkeypatch,
-        "train_net",
-        "--config-file",
-        file,
-        "--output-dir",
-        tmp_path / "out",
-        "train_cfg.max_iters",
-        4,
-    )
-    log = next((tmp_path / "out").glob("*/vis_data/scalars.json")).read_text()
-    lines = [json.loads(line) for line in log.splitlines()]
-    losses = [line["decode.loss_soft"] for line in lines if "decode.loss_soft" in line]
-    assert len(losses) == 4 and all(0 < value < 10 for value in losses)
-    assert 0 < json.loads((tmp_path / "out/results.json").read_text())["sem_seg"]["mIoU"] <= 100
 
 
 def test_resume_goes_on(scenes, tmp_path, monkeypatch):

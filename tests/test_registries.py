@@ -8,16 +8,13 @@ import torch
 from conftest import ENGINES
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS, DefaultScope
 from mmseg.registry import DATASETS as SEG_DATASETS
-from mmseg.registry import HOOKS as SEG_HOOKS
 from mmseg.registry import METRICS as SEG_METRICS
 from mmseg.registry import MODELS as SEG_MODELS
 from mmseg.registry import TRANSFORMS as SEG_TRANSFORMS
-from mmseg.structures import SegDataSample
 from mmseg.utils import register_all_modules
 
 import scenekd.engines.mmengine  # noqa: F401
 from scenekd.errors import UserError
-from scenekd.losses.soft_label import soft_label_cross_entropy
 
 register_all_modules(init_default_scope=False)
 
@@ -30,6 +27,16 @@ TINY = {
     "stream_channels": 16,
     "neck_channels": 8,
     "seg_channels": 8,
+}
+SEGMENTOR = {
+    "backbone": {"type": "mmseg.ResNet", "depth": 18, "base_channels": 8},
+    "decode_head": {
+        "type": "mmseg.FCNHead",
+        "in_channels": 64,
+        "in_index": 3,
+        "channels": 8,
+        "num_classes": 3,
+    },
 }
 CLASSES = ("person", "tree", "bird", "car", "house", "boat", "cup", "bottle", "cow", "kite")
 
@@ -45,6 +52,8 @@ def test_names_build_ours_in_every_scope(scope, scenes):
     configs = [
         (MODELS, SEG_MODELS, {"type": "BlitzNet", **TINY}),
         (MODELS, SEG_MODELS, {"type": "SoftLabelCrossEntropy", "temperature": 2.0}),
+        (MODELS, SEG_MODELS, {"type": "SceneKDHintonLoss", "temperature": 2.0}),
+        (MODELS, SEG_MODELS, {"type": "SceneKDEncoderDecoder", **SEGMENTOR}),
         (MODELS, SEG_MODELS, {"type": "SceneKDDataPreprocessor"}),
         (DATASETS, SEG_DATASETS, {"type": "SceneKDDataset", **data}),
         (TRANSFORMS, SEG_TRANSFORMS, {"type": "SceneKDLoadAnnotations"}),
@@ -54,8 +63,7 @@ def test_names_build_ours_in_every_scope(scope, scenes):
             SEG_TRANSFORMS,
             {"type": "SceneKDGeometry", "transforms": [{"type": "RandomFlip", "prob": 1.0}]},
         ),
-        (TRANSFORMS, SEG_TRANSFORMS, {"type": "SceneKDPack"}),
-        (HOOKS, SEG_HOOKS, {"type": "SceneKDSoftTargetHook"}),
+        (TRANSFORMS, SEG_TRANSFORMS, {"type": "SceneKDPackInputs"}),
         (METRICS, SEG_METRICS, {"type": "SceneKDMetric", "evaluator": {**data, "tasks": ("bbox",)}}),
     ]
     with DefaultScope.overwrite_default_scope(scope):
@@ -75,95 +83,6 @@ def test_published_names_carry_scenekd():
         if module.__module__.startswith(("scenekd.", "kd_mtl"))
     }
     assert {name for name in names if not name.startswith("SceneKD")} == {"BlitzNet", "SoftLabelCrossEntropy"}
-
-
-# SoftLabelCrossEntropy in a decode head ---------------------------------------------------------------------
-
-
-def _segmentor():
-    return {
-        "type": "EncoderDecoder",
-        "backbone": {"type": "ResNet", "depth": 18, "base_channels": 8, "num_stages": 4},
-        "decode_head": {
-            "type": "FCNHead",
-            "in_channels": 64,
-            "in_index": 3,
-            "channels": 8,
-            "num_convs": 1,
-            "num_classes": 3,
-            "dropout_ratio": 0.0,
-            "loss_decode": [
-                {"type": "CrossEntropyLoss", "loss_weight": 0.5, "avg_non_ignore": True},
-                {
-                    "type": "SoftLabelCrossEntropy",
-                    "target_is": "logits",
-                    "temperature": 2.0,
-                    "loss_weight": 3.0,
-                },
-            ],
-        },
-        "test_cfg": {"mode": "whole"},
-    }
-
-
-def _samples(soft_size=(32, 32)):
-    from mmengine.structures import PixelData
-
-    generator = torch.Generator().manual_seed(0)
-    samples = []
-    for i in range(3):
-        sample = SegDataSample(gt_sem_seg=PixelData(data=torch.full((1, 32, 32), i)))
-        if i < 2:  # the third image has no teacher
-            sample.gt_soft_seg = PixelData(data=torch.randn(3, *soft_size, generator=generator))
-            sample.gt_soft_valid = PixelData(data=torch.rand(1, *soft_size, generator=generator) > 0.3)
-        samples.append(sample)
-    return samples
-
-
-@pytest.mark.parametrize("soft_size", [(32, 32), (32, 24)])
-def test_soft_labels_reach_a_decode_head(soft_size):
-    """The head's loss is that of the function on its own logits; what a data preprocessor padded is not valid."""
-    from mmseg.models.utils import resize
-
-    from scenekd.engines.mmengine_loss import attach_soft_targets
-
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        model = SEG_MODELS.build(_segmentor())
-    attach_soft_targets(model)
-    images, samples = torch.randn(3, 3, 32, 32), _samples(soft_size)
-    losses = model(images, samples, mode="loss")
-    # a second forward in training mode sees the same batch statistics
-    logits = resize(model.decode_head(model.extract_feat(images)), (32, 32), mode="bilinear")
-    target, valid = torch.zeros(3, 3, 32, 32), torch.zeros(3, 32, 32, dtype=torch.bool)
-    for i, sample in enumerate(samples[:2]):
-        target[i, :, :, : soft_size[1]] = sample.gt_soft_seg.data
-        valid[i, :, : soft_size[1]] = sample.gt_soft_valid.data[0]
-    wanted = 3 * soft_label_cross_entropy(logits, target, temperature=2.0, target_is="logits", valid=valid)
-    assert losses["decode.loss_soft"].item() == pytest.approx(wanted.item(), rel=1e-5)
-    assert losses["decode.loss_ce"] > 0
-    losses["decode.loss_soft"].backward()
-    assert model.backbone.conv1.weight.grad.abs().sum() > 0
-
-
-def test_decode_head_without_the_hook_is_refused():
-    """Masks alone are no soft labels: one line names the hook."""
-    loss = MODELS.build({"type": "SoftLabelCrossEntropy"})
-    with pytest.raises(UserError, match="SceneKDSoftTargetHook"):
-        loss(torch.zeros(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64), weight=None, ignore_index=255)
-
-
-def test_published_loss_is_the_function():
-    """With soft labels given, the published loss is the function; pixel weights multiply each pixel's loss."""
-    generator = torch.Generator().manual_seed(1)
-    logits, target = torch.randn(2, 2, 3, 4, 5, generator=generator)
-    loss = MODELS.build({"type": "SoftLabelCrossEntropy", "target_is": "logits", "loss_weight": 2.0})
-    wanted = 2 * soft_label_cross_entropy(logits, target, target_is="logits")
-    assert loss(logits, target).item() == pytest.approx(wanted.item(), rel=1e-6)
-    # weights 1 in the first image, 0 in the second: half of the first image's own mean
-    weight = torch.ones(2, 4, 5)
-    weight[1] = 0
-    first = 2 * soft_label_cross_entropy(logits[:1], target[:1], target_is="logits")
-    assert loss(logits, target, weight=weight).item() == pytest.approx(first.item() / 2, rel=1e-6)
 
 
 # detectron2 -------------------------------------------------------------------------------------------------

@@ -21,6 +21,14 @@ def load_tool(name: str) -> ModuleType:
     return module
 
 
+def edited(text: str, changes: dict[str, str]) -> str:
+    """``text`` with each key, which must stand in it once, replaced by its value."""
+    for old, new in changes.items():
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    return text
+
+
 class ToolRunner:
     """``run(arguments…)``: the exit code of the tool."""
 

@@ -1,7 +1,7 @@
 # BlitzNet300 on VOC in MMSegmentation's own way: its transforms, data preprocessing, loop, hooks and IoUMetric.
 #   python tools/train_net.py --config-file configs/mmseg/blitznet_voc.py
 #   python tools/test.py configs/mmseg/blitznet_voc.py output/blitznet_voc/model_final.pth
-# To learn from a teacher too, add SceneKDLoadTeacher after SceneKDLoadAnnotations; see fcn_r18_teacher_voc.py.
+# To learn from a teacher too, add SceneKDLoadTeacher after SceneKDLoadAnnotations; see fcn_r18_soft_voc.py.
 custom_imports = dict(imports=["scenekd.engines.mmengine"])
 default_scope = "mmseg"
 
@@ -36,14 +36,14 @@ train_pipeline = [
     dict(type="SceneKDLoadAnnotations"),
     geometry,
     dict(type="PhotoMetricDistortion"),
-    dict(type="SceneKDPack"),
+    dict(type="SceneKDPackInputs"),
 ]
 # Labels are loaded after the resize: they stay at the original size, where predictions are scored.
 test_pipeline = [
     load_image,
     dict(type="Resize", scale=(size, size), keep_ratio=False),
     dict(type="SceneKDLoadAnnotations"),
-    dict(type="SceneKDPack"),
+    dict(type="SceneKDPackInputs"),
 ]
 
 workers = dict(num_workers=4, persistent_workers=True)

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.registry import DATASETS, HOOKS, MODELS, TRANSFORMS
+from mmengine.registry import DATASETS, MODELS, TRANSFORMS
 from torch import nn
 
 from .. import registry
 from ..config import import_systems
 from . import mmengine_parts  # noqa: F401 - registers loop, hook and metric
-from .mmengine_data import SceneKDDataset, SceneKDLoadAnnotations
+from .mmengine_annotations import SceneKDLoadAnnotations
+from .mmengine_data import SceneKDDataset
 from .mmengine_geometry import SceneKDGeometry
-from .mmengine_loss import SceneKDSoftTargetHook, SoftLabelCrossEntropy
+from .mmengine_loss import SceneKDHintonLoss, SoftLabelCrossEntropy
 from .mmengine_model import SceneKDDataPreprocessor, SceneKDModel
-from .mmengine_pack import SceneKDPack
+from .mmengine_pack import SceneKDPackInputs
+from .mmengine_segmentor import SceneKDEncoderDecoder
 from .mmengine_teacher import SceneKDLoadTeacher
 
 
@@ -38,12 +40,11 @@ def _publish() -> None:
     for kind, name, factory in registry.records():
         if kind == "model":
             MODELS.register_module(name=name, module=_model_class(name, factory), force=True)
-    MODELS.register_module(module=SceneKDDataPreprocessor, force=True)
-    MODELS.register_module(module=SoftLabelCrossEntropy, force=True)
-    for transform in (SceneKDLoadAnnotations, SceneKDLoadTeacher, SceneKDGeometry, SceneKDPack):
+    for model in (SceneKDEncoderDecoder, SceneKDDataPreprocessor, SoftLabelCrossEntropy, SceneKDHintonLoss):
+        MODELS.register_module(module=model, force=True)
+    for transform in (SceneKDLoadAnnotations, SceneKDLoadTeacher, SceneKDGeometry, SceneKDPackInputs):
         TRANSFORMS.register_module(module=transform, force=True)
     DATASETS.register_module(module=SceneKDDataset, force=True)
-    HOOKS.register_module(module=SceneKDSoftTargetHook, force=True)
 
 
 _publish()

@@ -1,27 +1,32 @@
-"""Our data sets in MMSegmentation's pipelines: the data set, and the transform that loads its labels.
+"""Our data sets in MMSegmentation's pipelines.
 
 A pipeline is LoadImageFromFile, SceneKDLoadAnnotations, SceneKDLoadTeacher (where there is one), SceneKDGeometry
-around all transforms that move pixels, transforms of colours, SceneKDPack.
+around all transforms that move pixels, transforms of colours, SceneKDPackInputs. All of them but the data set also
+serve MMSegmentation's own data sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 from fvcore.common.config import CfgNode
-from mmcv.transforms import BaseTransform
 from mmengine.dataset import BaseDataset
 
 from ..config import add_scenekd_config
-from ..data.catalog import Dataset, Record, load_datasets
-from ..errors import BadRecordError, UserError
+from ..data.catalog import Dataset, load_datasets
+from ..errors import UserError
 from ..evaluation.evaluator import TASKS, Evaluator
-from ..sample import IGNORE_INDEX
-from .mmengine_track import BOXES, start_track
 
 DATASET, RECORD = "scenekd_dataset", "scenekd_record"
+
+
+def image_id_of(entry: Mapping[str, Any]) -> str:
+    """The id of an image in results or meta information: ``image_id``, else the stem of its path, as MMSegmentation's
+    own data sets have no ids."""
+    given = entry.get("image_id")
+    return Path(entry.get("img_path") or "").stem if given in (None, "") else str(given)
 
 
 def own_config(**nodes: Any) -> CfgNode:
@@ -116,58 +121,3 @@ class SceneKDDataset(BaseDataset):
         """The entry of an image with its record, which is kept out of MMEngine's serialised list."""
         info = super().get_data_info(idx)
         return {**info, DATASET: self.dataset, RECORD: self.dataset.records[info["number"]]}
-
-
-class SceneKDLoadAnnotations(BaseTransform):
-    """Boxes and mask of an image of :class:`SceneKDDataset`.
-
-    Adds gt_bboxes (N, 4) float32, gt_bboxes_labels (N,), gt_bboxes_scores (1.0), gt_bboxes_from_teacher,
-    gt_bboxes_difficult, gt_seg_map (H, W) uint8 (255 everywhere where there is no mask), has_boxes, has_sem_seg.
-
-    Raises:
-        BadRecordError: the mask cannot be read, or the image has another size than its annotation.
-    """
-
-    def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """The results with labels."""
-        if RECORD not in results:
-            raise UserError(
-                "SceneKDLoadAnnotations: the data set must be a SceneKDDataset; else LoadAnnotations"
-            )
-        dataset, record = results[DATASET], results[RECORD]
-        size = tuple(results["ori_shape"][:2])
-        if record.height is not None and (record.height, record.width) != size:
-            raise BadRecordError(
-                f"{record.file_name}: read as {size[1]}×{size[0]}, its annotation says {record.width}×"
-                f"{record.height}; give LoadImageFromFile color_type='color_ignore_orientation', or mend it"
-            )
-        results.update(has_boxes=record.has_boxes, has_sem_seg=record.has_sem_seg, **_boxes(record))
-        if record.has_sem_seg:
-            results["gt_seg_map"] = dataset.read_sem_seg(record, size)
-        else:
-            results["gt_seg_map"] = np.full(size, IGNORE_INDEX, np.uint8)
-        results["seg_fields"].append("gt_seg_map")
-        if tuple(results["img"].shape[:2]) == size:
-            start_track(results)
-        return results
-
-
-def _boxes(record: Record) -> dict[str, np.ndarray]:
-    boxes, labels, difficult = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-    if record.boxes is not None and record.labels is not None and record.difficult is not None:
-        keep = ~record.crowd if record.crowd is not None else np.ones(len(record.boxes), bool)
-        boxes, labels, difficult = record.boxes[keep], record.labels[keep], record.difficult[keep]
-    return box_fields(boxes, labels, np.ones(len(boxes)), False, difficult)
-
-
-def box_fields(
-    boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, teacher: bool, difficult: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Boxes of one source as entries of MMSegmentation's results."""
-    return {
-        BOXES: np.asarray(boxes, np.float32),
-        f"{BOXES}_labels": np.asarray(labels, np.int64),
-        f"{BOXES}_scores": np.asarray(scores, np.float32),
-        f"{BOXES}_from_teacher": np.full(len(boxes), teacher),
-        f"{BOXES}_difficult": np.asarray(difficult, bool),
-    }

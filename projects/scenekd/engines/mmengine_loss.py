@@ -1,30 +1,95 @@
-"""``SoftLabelCrossEntropy`` as a loss of MMSegmentation's decode heads.
+"""Losses against a teacher's dense output, for ``loss_decode`` and ``distill`` of SceneKDEncoderDecoder.
 
-A decode head hands its losses the masks alone. The hook gives each SoftLabelCrossEntropy of the model the teacher's
-outputs of the batch before the model runs::
+A new one is a subclass of :class:`DistillationLoss` with :meth:`~DistillationLoss.sums`, or, where each pixel has a
+loss of its own, of :class:`PixelDistillationLoss` with :meth:`~PixelDistillationLoss.pixels`; and its name in
+:mod:`.mmengine`.
 
-    decode_head=dict(..., loss_decode=[dict(type='CrossEntropyLoss'), dict(type='SoftLabelCrossEntropy')])
-    custom_hooks=[dict(type='SceneKDSoftTargetHook')]
-
-N: images; K: dense classes; H, W: size of the logits.
+n: images that have a target; K: dense classes; H, W: size of the logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..losses import soft_label
+from ..losses.distill import DIRECTIONS, divergence_map
 from ..losses.reduce import safe_count
 
 
-class SoftLabelCrossEntropy(soft_label.SoftLabelCrossEntropy):
+class DistillationLoss(nn.Module):
+    """A loss between a student's logits and a teacher's dense output.
+
+    Attributes:
+        target_is: the form of the teacher's output that it takes: logits, probabilities or scores.
+        loss_weight: factor of the result.
+        loss_name: key in the dictionary of losses; it must start with ``loss``.
+    """
+
+    target_is = "logits"
+    loss_weight: float
+    loss_name: str
+
+    def __init__(self, loss_weight: float = 1.0, loss_name: str = "loss_kd") -> None:
+        super().__init__()
+        self.loss_weight = loss_weight
+        self.loss_name = loss_name
+
+    def sums(self, logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) each image's loss, summed over what counts in it, and (n,) how much counts.
+
+        Args:
+            logits, target: (n, K, H, W), the student's and the teacher's; what stands in an invalid pixel of the
+                latter may be anything.
+            valid: (n, H, W) bool, the pixels that count.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        valid: Tensor | None = None,
+        weight: Tensor | None = None,
+        **_: object,
+    ) -> Tensor:
+        """Σ weight · sum / Σ count over the images, a scalar; nothing valid: 0 with a gradient of zeros.
+
+        Args:
+            logits, target: (n, K, H, W).
+            valid: (n, H, W) bool; None for all.
+            weight: (n,), of the images; None for 1.
+
+        Raises:
+            UserError: masks are given, as the decode heads of a plain EncoderDecoder do.
+        """
+        if not target.is_floating_point():
+            raise UserError(
+                f"{type(self).__name__}: the segmentor hands it masks, no teacher's output; "
+                "set the model's type to 'SceneKDEncoderDecoder'"
+            )
+        if valid is None:
+            valid = torch.ones_like(logits[:, 0], dtype=torch.bool)
+        total, count = self.sums(logits, target, valid)
+        if weight is not None:
+            total = total * weight
+        return self.loss_weight * total.sum() / safe_count(count.sum().to(total))
+
+
+class PixelDistillationLoss(DistillationLoss):
+    """A distillation loss that is a mean over pixels."""
+
+    def pixels(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """(n, H, W): the loss of each pixel, 0 where not valid. Arguments as in :meth:`sums`."""
+        raise NotImplementedError
+
+    def sums(self, logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """The pixels' losses and their number."""
+        return self.pixels(logits, target, valid).sum(dim=(1, 2)), valid.sum(dim=(1, 2))
+
+
+class SoftLabelCrossEntropy(PixelDistillationLoss, soft_label.SoftLabelCrossEntropy):
     __doc__ = f"""{soft_label.SoftLabelCrossEntropy.__doc__}
         loss_name: key in the dictionary of losses; it must start with ``loss``.
     """
@@ -36,97 +101,60 @@ class SoftLabelCrossEntropy(soft_label.SoftLabelCrossEntropy):
         loss_weight: float = 1.0,
         loss_name: str = "loss_soft",
     ) -> None:
-        super().__init__(temperature, target_is, loss_weight)
+        soft_label.SoftLabelCrossEntropy.__init__(self, temperature, target_is, loss_weight)
         self.loss_name = loss_name
-        self.batch: tuple[list[Tensor | None], list[Tensor | None]] | None = None
 
-    def forward(
-        self,
-        logits: Tensor,
-        target: Tensor,
-        valid: Tensor | None = None,
-        weight: Tensor | None = None,
-        ignore_index: int = 255,
-    ) -> Tensor:
-        """The loss of a batch.
-
-        Args:
-            logits: (N, K, H, W).
-            target: (N, K, H, W) soft labels; or, from a decode head, (N, H, W) masks, which are not used: the
-                teacher also speaks where the mask is void or missing.
-            valid: (N, H, W) bool, of soft labels.
-            weight: (N, H, W), a decode head's sampler's; pixels count so many times.
-            ignore_index: of the masks.
-
-        Raises:
-            UserError: masks are given, but the hook has brought no soft labels.
-        """
-        if not target.is_floating_point():
-            target, valid = self._of_batch(logits)
-        if weight is None:
-            return super().forward(logits, target, valid)
-        loss = soft_label.soft_label_map(
+    def pixels(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """The cross-entropy of each pixel."""
+        return soft_label.soft_label_map(
             logits, target, temperature=self.temperature, target_is=self.target_is, valid=valid
         )
-        count = loss.new_tensor(loss.numel()) if valid is None else valid.sum().to(loss)
-        return self.loss_weight * (loss * weight).sum() / safe_count(count)
-
-    def _of_batch(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        if self.batch is None:
-            raise UserError(
-                "SoftLabelCrossEntropy: a decode head passes masks only; add "
-                "dict(type='SceneKDSoftTargetHook') to custom_hooks"
-            )
-        target = torch.zeros_like(logits)
-        valid = torch.zeros((len(logits), *logits.shape[2:]), dtype=torch.bool, device=logits.device)
-        for i, (soft, shown) in enumerate(zip(*self.batch)):
-            if soft is None or shown is None:
-                continue
-            height, width = soft.shape[1:]
-            if height > logits.shape[2] or width > logits.shape[3] or len(soft) != logits.shape[1]:
-                raise UserError(
-                    f"SoftLabelCrossEntropy: soft labels are {tuple(soft.shape)}, the logits "
-                    f"{tuple(logits.shape[1:])}; check num_classes and leave SceneKDPack's soft_size unset"
-                )
-            # a data preprocessor pads to the right and below; there nothing is valid
-            target[i, :, :height, :width] = soft.to(target)
-            valid[i, :height, :width] = shown.to(valid.device)
-        return target, valid
 
 
-class SceneKDSoftTargetHook(Hook):
-    """Brings the teacher's outputs of each batch to the model's SoftLabelCrossEntropy losses."""
+class SceneKDHintonLoss(PixelDistillationLoss):
+    """α · T² · KL of the softmax at temperature T, mean over pixels (Hinton et al. 2015, section 2).
 
-    def before_train(self, runner: Any) -> None:
-        """Attach to the model."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        attach_soft_targets(model)
+    It is :func:`scenekd.losses.distill.hinton_kd` without labels: a CrossEntropyLoss beside it in ``loss_decode``
+    learns from the masks, and 1 − α is that loss's ``loss_weight``.
 
-
-def attach_soft_targets(model: nn.Module) -> None:
-    """Whenever ``model(inputs, data_samples, mode='loss')`` is called, hand ``gt_soft_seg`` to its losses.
+    Args:
+        temperature: T > 0.
+        alpha: in 0…1.
+        direction: teacher_student is KL(teacher‖student), Hinton's; student_teacher the reverse.
+        loss_weight, loss_name: see :class:`DistillationLoss`.
 
     Raises:
-        UserError: the model has no SoftLabelCrossEntropy.
+        ValueError: an argument is outside its range.
     """
-    losses = [module for module in model.modules() if isinstance(module, SoftLabelCrossEntropy)]
-    if not losses:
-        raise UserError("SceneKDSoftTargetHook: the model has no loss of type SoftLabelCrossEntropy")
 
-    def bring(_: nn.Module, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        samples = kwargs.get("data_samples", args[1] if len(args) > 1 else None)
-        for loss in losses:
-            loss.batch = _soft_of(samples) if samples else None
+    def __init__(
+        self,
+        temperature: float = 4.0,
+        alpha: float = 1.0,
+        direction: str = "teacher_student",
+        loss_weight: float = 1.0,
+        loss_name: str = "loss_kd",
+    ) -> None:
+        super().__init__(loss_weight, loss_name)
+        if not temperature > 0 or not 0 <= alpha <= 1 or direction not in DIRECTIONS:
+            raise ValueError(
+                "SceneKDHintonLoss: temperature must be positive, alpha in 0…1, direction one of "
+                f"{', '.join(DIRECTIONS)}; got {temperature}, {alpha}, {direction!r}"
+            )
+        self.temperature, self.alpha, self.direction = temperature, alpha, direction
 
-    def drop(_: nn.Module, args: Any, output: Any) -> None:
-        for loss in losses:
-            loss.batch = None
+    def pixels(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """The tempered divergence of each pixel."""
+        divergence = divergence_map(
+            logits,
+            target.masked_fill(~valid[:, None], 0),
+            temperature=self.temperature,
+            direction=self.direction,
+        )
+        return self.alpha * self.temperature**2 * divergence.masked_fill(~valid, 0)
 
-    model.register_forward_pre_hook(bring, with_kwargs=True)
-    model.register_forward_hook(drop)
-
-
-def _soft_of(samples: Sequence[Any]) -> tuple[list[Tensor | None], list[Tensor | None]]:
-    values = [s.gt_soft_seg.data if "gt_soft_seg" in s else None for s in samples]
-    valid = [s.gt_soft_valid.data[0].bool() if "gt_soft_valid" in s else None for s in samples]
-    return values, valid
+    def extra_repr(self) -> str:
+        return (
+            f"temperature={self.temperature}, alpha={self.alpha}, direction={self.direction!r}, "
+            f"loss_weight={self.loss_weight}"
+        )

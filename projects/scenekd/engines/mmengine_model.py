@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..sample import Prediction, SourceWeights, Target
 from .keys import BareKeys
+from .mmengine_data import image_id_of
 
 
 class SceneKDDataPreprocessor(BaseDataPreprocessor):
@@ -67,7 +68,7 @@ class SceneKDModel(BareKeys, BaseModel):
 def to_target(sample: Target | BaseDataElement) -> Target:
     """A data sample of MMSegmentation's (``gt_sem_seg``, and ``gt_instances`` where a pipeline packs boxes).
 
-    Which labels exist is told by SceneKDPack; where another transform packed, by the fields themselves.
+    Which labels exist is told by SceneKDPackInputs; where another transform packed, by the fields themselves.
     """
     if isinstance(sample, Target):
         return sample
@@ -87,7 +88,7 @@ def to_target(sample: Target | BaseDataElement) -> Target:
         segmentation_teacher=float(soft is not None),
     )
     return Target(
-        image_id=str(meta.get("image_id", meta.get("img_path", ""))),
+        image_id=image_id_of(meta),
         boxes=boxes,
         labels=labels,
         confidences=instances.get("scores", torch.ones_like(none, dtype=torch.float32)),

@@ -9,18 +9,19 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.datasets.transforms import PackSegInputs
 
 from ..data.soft import convert_soft, sample_soft
-from .mmengine_teacher import SOFT, TARGET, WEIGHTS
+from .mmengine_teacher import FORM, SOFT, TARGET, WEIGHTS
 from .mmengine_track import BOXES, TRACK, check_witness
 
 _FLAGS = ("image_id", "has_boxes", "has_sem_seg", "has_teacher_boxes", WEIGHTS)
 
 
-class SceneKDPack(PackSegInputs):
+class SceneKDPackInputs(PackSegInputs):
     """MMSegmentation's PackSegInputs, with what it drops.
 
     The data sample also gets ``gt_instances`` (bboxes, labels, scores, from_teacher, difficult), ``gt_soft_seg``
     (K, h, w) and ``gt_soft_valid`` (1, h, w): the teacher's output, sampled once, where the moved image shows it;
-    and in its meta information the image's id, which labels exist, and the weights of the sources.
+    ``gt_shown`` (1, H, W): which pixels show the image and no padding; and in its meta information the image's id,
+    which labels exist, the weights of the sources and the form of the teacher's output.
 
     Args:
         soft_size: (h, w) of the soft target; by default the moved image's.
@@ -36,10 +37,11 @@ class SceneKDPack(PackSegInputs):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """{'inputs': (3, H, W), 'data_samples': SegDataSample}."""
-        if TRACK in results:
-            check_witness(results)
         packed = super().transform(results)
         sample = packed["data_samples"]
+        if TRACK in results:
+            check_witness(results)
+            sample.gt_shown = PixelData(data=torch.from_numpy(~results[TRACK].hidden)[None])
         sample.set_metainfo({key: results[key] for key in _FLAGS if key in results})
         if BOXES in results:
             sample.gt_instances = InstanceData(
@@ -59,5 +61,6 @@ class SceneKDPack(PackSegInputs):
         soft = results[SOFT]
         values, valid = sample_soft(soft, results[TRACK].coordinates(), self.soft_size, background)
         values = convert_soft(values, soft.form, target)
+        sample.set_metainfo({FORM: target})
         sample.gt_soft_seg = PixelData(data=torch.from_numpy(values))
         sample.gt_soft_valid = PixelData(data=torch.from_numpy(valid)[None])

@@ -13,10 +13,12 @@ from mmengine.registry import HOOKS, LOOPS, METRICS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
 
+from ..data.records import Record
+from ..errors import UserError
 from ..evaluation.evaluator import Evaluator
 from ..recorder import Recorder
 from ..results import flatten
-from .mmengine_data import evaluator_of
+from .mmengine_data import evaluator_of, image_id_of
 
 
 @LOOPS.register_module()
@@ -112,7 +114,8 @@ class SceneKDMetric(BaseMetric):
     """Our evaluator as an MMEngine metric. Records are keyed by image, so nothing is padded or truncated.
 
     Args:
-        evaluator: of the test set; or, from a configuration, what :func:`evaluator_of` takes.
+        evaluator: of the test set; or, from a configuration, what :func:`evaluator_of` takes. It finds its images by
+            their ids, so the data loader may run any data set of MMSegmentation whose files are named by them.
         framework_metrics: metrics of MMSegmentation that replace ours for their task.
     """
 
@@ -134,18 +137,23 @@ class SceneKDMetric(BaseMetric):
         """Record each image's prediction at its original size."""
         for sample in data_samples:
             boxes, dense = sample.get("pred_instances"), sample.get("pred_sem_seg")
+            image_id = image_id_of(sample)
+            if image_id not in self._records:
+                raise UserError(
+                    f"SceneKDMetric: {self.evaluator.dataset.name} has no image {image_id!r}; name in evaluator=dict("
+                    "names=..., root=...) the images of the data loader"
+                )
             self.evaluator.add_arrays(
-                sample["image_id"],
+                image_id,
                 boxes=None if boxes is None else boxes["bboxes"].cpu().numpy(),
                 labels=None if boxes is None else boxes["labels"].cpu().numpy(),
                 scores=None if boxes is None else boxes["scores"].cpu().numpy(),
                 sem_seg=None if dense is None else dense["data"][0].cpu().numpy(),
             )
-            self._process_framework(data_batch, sample)
+            self._process_framework(data_batch, sample, self._records[image_id])
 
-    def _process_framework(self, data_batch: Any, sample: dict[str, Any]) -> None:
+    def _process_framework(self, data_batch: Any, sample: dict[str, Any], record: Record) -> None:
         metric = self.framework_metrics.get("sem_seg")
-        record = self._records[sample["image_id"]]
         if metric is None or not record.has_sem_seg:
             return
         mask = torch.from_numpy(self.evaluator.dataset.read_sem_seg(record))

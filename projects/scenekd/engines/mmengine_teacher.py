@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,12 @@ from ..data.soft import check_target
 from ..errors import UserError
 from ..sample import SourceWeights
 from ..teachers.build import open_store
-from .mmengine_data import DATASET, box_fields, own_config
+from .mmengine_annotations import box_fields
+from .mmengine_data import DATASET, image_id_of, own_config
 from .mmengine_track import BOXES, start_track
 
 SOFT, TARGET, WEIGHTS = "scenekd_soft", "scenekd_target", "scenekd_weights"
+FORM = "scenekd_soft_form"  # of what is packed
 
 
 class SceneKDLoadTeacher(BaseTransform):
@@ -53,7 +54,7 @@ class SceneKDLoadTeacher(BaseTransform):
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """The results with teachers' boxes, dense output and source weights."""
-        image_id = str(results.get("image_id") or Path(results["img_path"]).stem)
+        image_id = image_id_of(results)
         has = {task: image_id in store for task, store in self.stores.items()}
         weights: SourceWeights = self._policy_for(results).weights(
             image_id,

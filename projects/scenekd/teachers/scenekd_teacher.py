@@ -53,6 +53,7 @@ class SceneKDTeacher:
         checkpoint.load_state(net, checkpoint.weights_of(state), str(weights), strict=True)
         self.classes = tuple(classes) or tuple(cfg.DATASETS.CLASSES) or VOC_CLASSES
         self.net, self.device = freeze(net, device), device
+        self.input_size: int = cfg.INPUT.SIZE
         self._transforms = build_transforms(cfg, train=False)
         probe = self._ask(np.zeros((cfg.INPUT.SIZE, cfg.INPUT.SIZE, 3), np.uint8))
         has = {"detection": probe.boxes is not None, "segmentation": probe.sem_seg is not None}

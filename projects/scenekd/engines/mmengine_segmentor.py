@@ -1,0 +1,143 @@
+"""MMSegmentation's EncoderDecoder, learning from masks where there are some and from teachers where they speak."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from mmengine.registry import DefaultScope
+from mmseg.models.segmentors import EncoderDecoder
+from mmseg.registry import MODELS as SEG_MODELS
+from mmseg.structures import SegDataSample
+from mmseg.utils import add_prefix
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..teachers.live import LiveTeacher, asked, class_order
+from .mmengine_heads import check_head, head_losses, soft_loss
+from .mmengine_live import build_live_teacher, class_names, original_images
+from .mmengine_loss import DistillationLoss
+from .mmengine_targets import SoftTargets, masks_of, shown_of, soft_targets_of
+
+
+class SceneKDEncoderDecoder(EncoderDecoder):
+    """An EncoderDecoder for images of which some lack a mask and some have a teacher's output.
+
+    Losses of masks in a head's ``loss_decode`` see the images that have a mask, distillation losses those that have a
+    teacher's output from SceneKDLoadTeacher; each image counts by the weight that its policy gave the source. Where
+    every image has a mask, all weights are 1 and no teacher speaks, the losses are EncoderDecoder's to the bit, and its
+    checkpoints are EncoderDecoder's always.
+
+    With ``teacher``, a network is asked for the same augmented batch, with its own normalisation, and the losses of
+    ``distill`` hold the decode head's logits against its logits, on all pixels that show an image.
+
+    Args:
+        teacher: dict(config=…, checkpoint=…, classes=…), see :func:`.mmengine_live.build_live_teacher`. It is loaded
+            when training begins, so that a trained student needs none.
+        distill: configurations of distillation losses that take logits or probabilities; their names get the prefix
+            ``distill.``.
+        classes: with ``teacher``, the data set's dense classes in order, held against the teacher's by name: names with
+            background, or one of MMSegmentation's lists, such as 'voc'.
+        options: of EncoderDecoder.
+
+    Raises:
+        UserError: a head with losses of its own kind; a teacher without losses or losses without one; class lists of
+            another length or with other names.
+    """
+
+    def __init__(
+        self,
+        *,
+        teacher: dict[str, Any] | None = None,
+        distill: Sequence[dict[str, Any]] | dict[str, Any] = (),
+        classes: Sequence[str] | str = (),
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        for head in (self.decode_head, *self._auxiliary_heads()):
+            check_head(head)
+        self.distill = nn.ModuleList(
+            _build_loss(c) for c in ([distill] if isinstance(distill, dict) else distill)
+        )
+        self.classes = class_names(classes)
+        self._teacher_options, self._teacher = teacher, None  # type: tuple[Any, LiveTeacher | None]
+        if bool(teacher) != bool(len(self.distill)):
+            raise UserError(
+                "SceneKDEncoderDecoder: teacher and distill belong together; give both or neither"
+            )
+        if teacher and len(self.classes) != self.out_channels:
+            raise UserError(
+                f"SceneKDEncoderDecoder: classes has {len(self.classes)} names for {self.out_channels} channels of the "
+                "decode head; name the data set's classes, background first, or one of MMSegmentation's lists, 'voc'"
+            )
+
+    def init_weights(self) -> None:
+        """As in EncoderDecoder; MMEngine calls it when training begins, so the teacher is loaded here."""
+        super().init_weights()
+        self.live_teacher()
+
+    def live_teacher(self) -> LiveTeacher | None:
+        """The online teacher, loaded at the first call; None without one. It is no submodule."""
+        if self._teacher is None and self._teacher_options:
+            teacher = build_live_teacher(**self._teacher_options)
+            source = str(self._teacher_options.get("checkpoint") or self._teacher_options.get("config"))
+            self._order = class_order(teacher.names, self.classes, source)
+            self._teacher = teacher
+        return self._teacher
+
+    def loss(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> dict[str, Tensor]:
+        """Losses of a batch: ``decode.…``, ``aux.…`` or ``aux_0.…``, and ``distill.…``.
+
+        Args:
+            inputs: (N, 3, H, W), from the data preprocessor. data_samples: one an image.
+        """
+        size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
+        masks, soft = masks_of(data_samples, size), soft_targets_of(data_samples, size)
+        features = self.extract_feat(inputs)
+        found, logits = head_losses(self.decode_head, features, masks, soft, size)
+        losses = add_prefix(found, "decode")
+        heads = self._auxiliary_heads()
+        for i, head in enumerate(heads):
+            name = f"aux_{i}" if isinstance(self.auxiliary_head, nn.ModuleList) else "aux"
+            losses.update(add_prefix(head_losses(head, features, masks, soft, size)[0], name))
+        losses.update(add_prefix(self._distill(inputs, data_samples, logits), "distill"))
+        return dict(losses)
+
+    def _distill(
+        self, inputs: Tensor, data_samples: Sequence[SegDataSample], logits: Tensor
+    ) -> dict[str, Tensor]:
+        teacher = self.live_teacher()
+        if teacher is None:
+            return {}
+        with asked(teacher, inputs.device):
+            said = teacher.logits(original_images(self.data_preprocessor, inputs))[:, self._order].float()
+            said = torch.nn.functional.interpolate(
+                said, logits.shape[-2:], mode="bilinear", align_corners=False
+            )
+        valid = shown_of(data_samples, (logits.shape[-2], logits.shape[-1]), logits.device)
+        everyone, ones = list(range(len(logits))), said.new_ones(len(logits))
+        losses: dict[str, Tensor] = {}
+        for loss in cast("list[DistillationLoss]", list(self.distill)):
+            values = said.softmax(dim=1) if loss.target_is == "probabilities" else said
+            target = SoftTargets(everyone, values, valid, ones, loss.target_is)
+            value = soft_loss(loss, logits, target)
+            losses[loss.loss_name] = losses[loss.loss_name] + value if loss.loss_name in losses else value
+        return losses
+
+    def _auxiliary_heads(self) -> Sequence[nn.Module]:
+        if not self.with_auxiliary_head:
+            return ()
+        heads = self.auxiliary_head
+        return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
+
+
+def _build_loss(config: dict[str, Any]) -> DistillationLoss:
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        loss = SEG_MODELS.build(config)
+    if not isinstance(loss, DistillationLoss) or loss.target_is == "scores":
+        raise UserError(
+            f"SceneKDEncoderDecoder: distill: {config.get('type')} is no loss between the logits of a student and of a "
+            "teacher; use SceneKDHintonLoss, or SoftLabelCrossEntropy with target_is='logits'"
+        )
+    return loss

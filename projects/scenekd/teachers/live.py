@@ -1,0 +1,114 @@
+"""Dense teachers that are asked for the student's own batch, while it trains.
+
+N: images; H, W: their size; K: dense classes, background first; h, w: a teacher's own grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.transforms.functional import normalize
+
+from ..errors import UserError
+from .label_map import BACKGROUND, canonical
+from .scenekd_teacher import SceneKDTeacher
+from .zoo_torchvision import TorchvisionSegmenter
+
+TORCHVISION = "torchvision://"
+_MEAN, _STD = (
+    (0.485, 0.456, 0.406),
+    (0.229, 0.224, 0.225),
+)  # of images in 0…1, in all of torchvision's training
+
+
+class LiveTeacher(Protocol):
+    """A dense teacher that is a frozen network; no module of the student's, so in none of its state dicts.
+
+    ``names`` are those of its K dense classes, in order.
+    """
+
+    names: tuple[str, ...]
+    net: nn.Module
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, K, h, w) logits of (N, 3, H, W) float RGB images in 0…255; to be called within :func:`asked`."""
+        ...
+
+
+@contextmanager
+def asked(teacher: LiveTeacher, device: torch.device) -> Iterator[None]:
+    """The teacher on ``device``, in evaluation mode whatever was done to it meanwhile, without gradients.
+
+    Not torch's inference mode: the student's backward pass keeps what the teacher said.
+    """
+    teacher.net.to(device).eval()
+    with torch.no_grad():
+        yield
+
+
+class LiveTorchvision:
+    """A segmentation network of torchvision, see :class:`.zoo_torchvision.TorchvisionSegmenter`."""
+
+    def __init__(self, name: str, weights: str = "", classes: Sequence[str] = ()) -> None:
+        known = models.list_models(module=models.segmentation)
+        if name not in known:
+            raise UserError(
+                f"{TORCHVISION}{name}: no segmentation network of torchvision; choose {', '.join(known)}"
+            )
+        teacher = TorchvisionSegmenter(name, weights, classes=_without_background(classes))
+        self.net, self.names = teacher.net, (BACKGROUND, *teacher.classes)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """At the images' size."""
+        result: Tensor = self.net(normalize(images / 255, list(_MEAN), list(_STD)))["out"]
+        return result
+
+
+class LiveSceneKD:
+    """A network of ours from its checkpoint; images are brought to its own input size."""
+
+    def __init__(self, weights: str, config: str = "", classes: Sequence[str] = ()) -> None:
+        teacher = SceneKDTeacher(weights, config, classes=_without_background(classes))
+        if "segmentation" not in teacher.tasks:
+            raise UserError(f"{weights}: does {' and '.join(teacher.tasks)}, not segmentation")
+        self.net, self.names = teacher.net, (BACKGROUND, *teacher.classes)
+        self._size = (teacher.input_size, teacher.input_size)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """On the network's grid."""
+        if tuple(images.shape[-2:]) != self._size:
+            images = F.interpolate(images, self._size, mode="bilinear", align_corners=False)
+        return torch.stack([prediction.sem_seg for prediction in self.net(images, None)])
+
+
+def class_order(teacher: Sequence[str], student: Sequence[str], source: str) -> list[int]:
+    """For each of the student's dense classes the place of the teacher's class of that name.
+
+    Raises:
+        UserError: the lists hold other names; spelling, synonyms and order aside.
+    """
+    theirs = {canonical(name): i for i, name in enumerate(teacher)}
+    own = [canonical(name) for name in student]
+    lacking = [name for name, key in zip(student, own) if key not in theirs]
+    unknown = [name for name in teacher if canonical(name) not in own]
+    if lacking or unknown:
+        parts = [
+            f"{what} {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+            for what, names in (("it lacks", lacking), ("the student lacks", unknown))
+            if names
+        ]
+        raise UserError(
+            f"{source}: other classes than the student's: {'; '.join(parts)}; take a teacher of the same classes, or "
+            "correct classes of the model or of the teacher"
+        )
+    return [theirs[key] for key in own]
+
+
+def _without_background(classes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(classes[1:]) if classes and canonical(classes[0]) == BACKGROUND else tuple(classes)
