@@ -9,9 +9,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+import torch
 from mmengine.dataset import Compose
 from mmengine.registry import DefaultScope
-from mmseg.registry import DATASETS, TRANSFORMS
+from mmseg.datasets import PascalVOCDataset
+from mmseg.registry import DATASETS, METRICS, TRANSFORMS
 from mmseg.utils import register_all_modules
 from PIL import Image
 
@@ -19,7 +21,7 @@ import scenekd.engines.mmengine  # noqa: F401
 from scenekd.data.soft import sample_soft
 from scenekd.engines.mmengine_model import to_target
 from scenekd.engines.mmengine_track import SUPPORTED, TRACK, start_track
-from scenekd.errors import UserError
+from scenekd.errors import BadRecordError, UserError
 from scenekd.sample import SoftSegmentation
 
 register_all_modules(init_default_scope=False)
@@ -229,11 +231,11 @@ def teacher(scenes, tmp_path_factory):
     return folder
 
 
-def _dataset(scenes, teacher, policy="fill_missing", **options):
+def _pipeline(teacher, policy="fill_missing", **options):
     distill = {"SEGMENTATION": {"POLICY": policy, "TARGET": "logits", "FRACTION": 0.5}}
-    pipeline = [
+    return [
         {"type": "LoadImageFromFile"},
-        {"type": "SceneKDLoadAnnotations"},
+        {"type": "SceneKDLoadAnnotations", **options},
         {
             "type": "SceneKDLoadTeacher",
             "teacher": {"SEGMENTATION": {"TYPE": "folder", "WEIGHTS": str(teacher)}},
@@ -252,13 +254,16 @@ def _dataset(scenes, teacher, policy="fill_missing", **options):
         {"type": "PhotoMetricDistortion"},
         {"type": "SceneKDPackInputs"},
     ]
+
+
+def _dataset(scenes, teacher, policy="fill_missing", **options):
     return DATASETS.build(
         {
             "type": "SceneKDDataset",
             "names": ["voc_seg_train"],
             "root": str(scenes),
             "classes": SCENES,
-            "pipeline": pipeline,
+            "pipeline": _pipeline(teacher, policy),
             **options,
         }
     )
@@ -315,3 +320,122 @@ def test_teacher_options_that_cannot_be_had(scenes, teacher):
         _dataset(scenes, teacher, policy="per_batch")
     with pytest.raises(UserError, match="TEACHER.SEGMENTATION.WEIGHT: no such key"):
         TRANSFORMS.build({"type": "SceneKDLoadTeacher", "teacher": {"SEGMENTATION": {"WEIGHT": "x"}}})
+
+
+# MMSegmentation's own data sets -----------------------------------------------------------------------------
+
+
+class _WithInstances(PascalVOCDataset):
+    """As a user adds boxes to one: ``instances`` in the entries."""
+
+    records = ()
+
+    def load_data_list(self):
+        entries = super().load_data_list()
+        for entry, record in zip(entries, self.records):
+            entry["instances"] = [
+                {"bbox": box.tolist(), "bbox_label": int(label), "ignore_flag": int(difficult)}
+                for box, label, difficult in zip(record.boxes, record.labels, record.difficult)
+            ]
+        return entries
+
+
+def _stock(root, pipeline, kind=PascalVOCDataset):
+    return kind(
+        ann_file="ImageSets/Segmentation/train.txt",
+        data_root=str(root),
+        data_prefix={"img_path": "JPEGImages", "seg_map_path": "SegmentationClass"},
+        pipeline=pipeline,
+    )
+
+
+def test_stock_dataset_gives_what_ours_gives(scenes, teacher):
+    """Image, mask, boxes, soft targets and flags of PascalVOCDataset, moved by the same random numbers, are those of a
+    SceneKDDataset."""
+    ours = _dataset(scenes, teacher, policy="combined")
+    _WithInstances.records = ours.dataset.records
+    stock = _stock(scenes, _pipeline(teacher, "combined"), _WithInstances)
+    assert len(stock) == len(ours) == 12
+    for i in range(len(ours)):
+        samples = []
+        for dataset in (ours, stock):
+            _seed(i)
+            samples.append(dataset[i])
+        (wanted, got), images = [s["data_samples"] for s in samples], [s["inputs"] for s in samples]
+        assert torch.equal(*images)
+        for name in ("gt_sem_seg", "gt_soft_seg", "gt_soft_valid", "gt_shown"):
+            assert torch.equal(getattr(got, name).data, getattr(wanted, name).data), name
+        assert torch.equal(got.gt_shown.data, got.gt_soft_valid.data)
+        for name in ("bboxes", "labels", "scores", "from_teacher", "difficult"):
+            assert torch.equal(got.gt_instances[name], wanted.gt_instances[name]), name
+        for name in (
+            "image_id",
+            "has_boxes",
+            "has_sem_seg",
+            "scenekd_weights",
+            "scenekd_soft_form",
+            "img_shape",
+        ):
+            assert got.metainfo[name] == wanted.metainfo[name], name
+        assert to_target(got).image_id == ours.dataset.records[i].image_id
+
+
+def test_stock_dataset_without_some_masks(scenes, teacher, tmp_path):
+    """A missing mask file is an error, or, with allow_missing, no mask: the teacher fills it in. Without ``instances``
+    there are no boxes to learn from, which is not the same as an image without objects."""
+    for name in ("JPEGImages", "ImageSets"):
+        (tmp_path / name).symlink_to(scenes / name)
+    (tmp_path / "SegmentationClass").mkdir()
+    ids = (scenes / "ImageSets/Segmentation/train.txt").read_text().split()
+    for image_id in ids[:5]:
+        (tmp_path / f"SegmentationClass/{image_id}.png").symlink_to(
+            scenes / f"SegmentationClass/{image_id}.png"
+        )
+    _seed(0)
+    dataset = _stock(tmp_path, _pipeline(teacher, allow_missing=True))
+    for i in range(len(ids)):
+        sample = dataset[i]["data_samples"]
+        assert sample.metainfo["has_sem_seg"] == ("gt_soft_seg" not in sample) == (i < 5)
+        assert not sample.metainfo["has_boxes"] and len(sample.gt_instances) == 0
+        assert (sample.gt_sem_seg.data == 255).all() == (i >= 5)
+    with pytest.raises(BadRecordError, match=f"{ids[5]}.png: no such mask"):
+        _stock(tmp_path, _pipeline(teacher))[5]
+
+
+def test_labels_that_an_entry_carries():
+    """gt_bboxes with labels; has_sem_seg False and no seg_map_path; lists of different lengths are refused."""
+    load = TRANSFORMS.build({"type": "SceneKDLoadAnnotations"})
+    entry = {"img": np.zeros((8, 9, 3), np.uint8), "ori_shape": (8, 9), "img_path": "a.jpg", "seg_fields": []}
+    boxes = {"gt_bboxes": [[1, 2, 5, 6], [0, 0, 3, 3]], "gt_bboxes_labels": [4, 2]}
+    results = load({**entry, **boxes, "seg_map_path": None})
+    assert results["has_boxes"] and not results["has_sem_seg"]
+    np.testing.assert_array_equal(results["gt_bboxes"], np.float32(boxes["gt_bboxes"]))
+    assert results["gt_bboxes_labels"].tolist() == [4, 2] and results["gt_bboxes_scores"].tolist() == [1, 1]
+    assert not results["gt_bboxes_difficult"].any() and (results["gt_seg_map"] == 255).all()
+    results = load(
+        {**entry, "seg_fields": [], "seg_map_path": "a.png", "has_sem_seg": False, "instances": []}
+    )
+    assert results["has_boxes"] and not results["has_sem_seg"] and results["gt_bboxes"].shape == (0, 4)
+    with pytest.raises(UserError, match=r"a\.jpg: 2 boxes, 1 labels"):
+        load({**entry, "seg_fields": [], **boxes, "gt_bboxes_labels": [4]})
+
+
+def test_masks_load_as_mmsegmentation_loads_them(scenes):
+    """Classes renamed by a data set's metainfo, and reduce_zero_label, as its LoadAnnotations does them."""
+    file = sorted((scenes / "SegmentationClass").glob("*.png"))[0]
+    size = np.array(Image.open(file)).shape
+    for extra in ({"label_map": {1: 3, 2: 255}, "reduce_zero_label": False}, {"reduce_zero_label": True}):
+        maps = []
+        for name in ("SceneKDLoadAnnotations", "LoadAnnotations"):
+            entry = {"img": np.zeros((*size, 3), np.uint8), "ori_shape": size, "seg_map_path": str(file)}
+            maps.append(TRANSFORMS.build({"type": name})({**entry, "seg_fields": [], **extra})["gt_seg_map"])
+        np.testing.assert_array_equal(*maps)
+        assert maps[0].max() > 0
+
+
+def test_metric_of_other_images_is_refused(scenes):
+    """The evaluator's data set must hold the loader's images; one line names the image."""
+    options = {"names": ("voc_seg_val",), "root": str(scenes), "classes": SCENES, "tasks": ("sem_seg",)}
+    metric = METRICS.build({"type": "SceneKDMetric", "evaluator": options})
+    with pytest.raises(UserError, match="voc_seg_val has no image 'other'"):
+        metric.process({}, [{"img_path": "a/other.jpg"}])
