@@ -318,6 +318,12 @@ def test_teacher_options_that_cannot_be_had(scenes, teacher):
     """per_batch needs our loader; an unknown key is named."""
     with pytest.raises(UserError, match="per_batch needs SceneKD's own loader"):
         _dataset(scenes, teacher, policy="per_batch")
+    with pytest.raises(
+        UserError, match=r"DISTILL.SEGMENTATION.TOP_K is the loss's; .*SoftLabelCrossEntropy\(top_k"
+    ):
+        TRANSFORMS.build(
+            {"type": "SceneKDLoadTeacher", "teacher": {}, "distill": {"SEGMENTATION": {"TOP_K": 2}}}
+        )
     with pytest.raises(UserError, match="TEACHER.SEGMENTATION.WEIGHT: no such key"):
         TRANSFORMS.build({"type": "SceneKDLoadTeacher", "teacher": {"SEGMENTATION": {"WEIGHT": "x"}}})
 

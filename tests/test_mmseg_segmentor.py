@@ -11,9 +11,10 @@ from mmseg.models.utils import resize
 from mmseg_parts import CROSS_ENTROPY, batch, build, head, weigh, with_soft, without_mask
 
 from scenekd import checkpoint
+from scenekd.engines.mmengine_loss import DistillationLoss
 from scenekd.errors import UserError
 from scenekd.losses.distill import hinton_kd
-from scenekd.losses.soft_label import soft_label_cross_entropy
+from scenekd.losses.soft_label import pixel_confidence, soft_label_cross_entropy, soft_label_map
 
 SOFT = {"type": "SoftLabelCrossEntropy", "target_is": "logits", "temperature": 2.0, "loss_weight": 3.0}
 HINTON = {"type": "SceneKDHintonLoss", "temperature": 2.0, "alpha": 0.5}
@@ -254,6 +255,46 @@ def test_soft_label_loss_is_the_function():
     first = 2 * soft_label_cross_entropy(logits[:1], target[:1], target_is="logits")
     got = loss(logits, target, weight=torch.tensor([1.0, 0.0]))
     assert got.item() == pytest.approx(first.item() / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("confidence", ["none", "max", "entropy"])
+def test_soft_label_options(confidence):
+    """The same options as in SceneKD's own criterion: each pixel's loss by them, the mean weighed by confidence."""
+    generator = torch.Generator().manual_seed(3)
+    logits, target = torch.randn(2, 2, 5, 4, 3, generator=generator)
+    valid = torch.rand(2, 4, 3, generator=generator) > 0.4
+    options = {
+        "temperature": 2.0,
+        "target_is": "logits",
+        "temper_student": True,
+        "top_k": 2,
+        "tail": "spread",
+    }
+    loss = MODELS.build({"type": "SoftLabelCrossEntropy", "confidence": confidence, **options})
+    pixels = soft_label_map(logits, target, valid=valid, **options)
+    weight = pixel_confidence(target, target_is="logits", confidence=confidence) * valid
+    wanted = (pixels * weight).sum() / weight.sum()
+    got = loss(logits, target.masked_fill(~valid[:, None], torch.nan), valid)
+    assert got.item() == pytest.approx(wanted.item(), rel=1e-6)
+    with pytest.raises(ValueError, match="confidence must be one of"):
+        MODELS.build({"type": "SoftLabelCrossEntropy", "confidence": "much"})
+
+
+def test_a_loss_of_ones_own():
+    """A subclass with sums alone, which is no mean over pixels: weights of images apply to it too."""
+
+    class Largest(DistillationLoss):
+        def sums(self, logits, target, valid):
+            differences = (logits - target).abs().amax(dim=1).masked_fill(~valid, 0)
+            return differences.amax(dim=(1, 2)), valid.any(dim=(1, 2))
+
+    logits, target = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
+    target[0, 1, 2, 3], target[1, 0, 0, 0], target[1, 0, 1, 1] = 5.0, 9.0, 7.0
+    valid = torch.ones(2, 4, 4, dtype=torch.bool)
+    valid[1, 0, 0] = False
+    loss = Largest(loss_weight=2.0)
+    assert loss(logits, target, valid).item() == 2 * (5 + 7) / 2
+    assert loss(logits, target, valid, torch.tensor([1.0, 0.5])).item() == 2 * (5 + 3.5) / 2
 
 
 def test_hinton_loss():

@@ -9,6 +9,8 @@ n: images that have a target; K: dense classes; H, W: size of the logits.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from ..errors import UserError
 from ..losses import soft_label
 from ..losses.distill import DIRECTIONS, divergence_map
 from ..losses.reduce import safe_count
+from ..losses.top_k import TAILS
 
 
 class DistillationLoss(nn.Module):
@@ -89,9 +92,15 @@ class PixelDistillationLoss(DistillationLoss):
         return self.pixels(logits, target, valid).sum(dim=(1, 2)), valid.sum(dim=(1, 2))
 
 
-class SoftLabelCrossEntropy(PixelDistillationLoss, soft_label.SoftLabelCrossEntropy):
+class SoftLabelCrossEntropy(DistillationLoss, soft_label.SoftLabelCrossEntropy):
     __doc__ = f"""{soft_label.SoftLabelCrossEntropy.__doc__}
         loss_name: key in the dictionary of losses; it must start with ``loss``.
+        temper_student, top_k, tail: as in :func:`scenekd.losses.soft_label.soft_label_map`.
+        confidence: weight of each pixel, see :func:`scenekd.losses.soft_label.pixel_confidence`; the loss is the
+            weighted mean.
+
+    Raises:
+        ValueError: an argument is outside its range.
     """
 
     def __init__(
@@ -100,15 +109,40 @@ class SoftLabelCrossEntropy(PixelDistillationLoss, soft_label.SoftLabelCrossEntr
         target_is: str = "probabilities",
         loss_weight: float = 1.0,
         loss_name: str = "loss_soft",
+        temper_student: bool = False,
+        confidence: str = "none",
+        top_k: int = 0,
+        tail: str = "bucket",
     ) -> None:
         soft_label.SoftLabelCrossEntropy.__init__(self, temperature, target_is, loss_weight)
+        if confidence not in soft_label.CONFIDENCES or tail not in TAILS or top_k < 0:
+            raise ValueError(
+                f"SoftLabelCrossEntropy: confidence must be one of {', '.join(soft_label.CONFIDENCES)}, tail one of "
+                f"{', '.join(TAILS)}, top_k not negative; got {confidence!r}, {tail!r}, {top_k}"
+            )
         self.loss_name = loss_name
+        self.confidence = confidence
+        self.options: dict[str, Any] = {"temper_student": temper_student, "top_k": top_k, "tail": tail}
 
-    def pixels(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """The cross-entropy of each pixel."""
-        return soft_label.soft_label_map(
-            logits, target, temperature=self.temperature, target_is=self.target_is, valid=valid
+    def sums(self, logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """The pixels' cross-entropies and their number, both weighed by the teacher's confidence."""
+        target = target.masked_fill(~valid[:, None], 0)
+        loss = soft_label.soft_label_map(
+            logits,
+            target,
+            temperature=self.temperature,
+            target_is=self.target_is,
+            valid=valid,
+            **self.options,
         )
+        weight = valid * soft_label.pixel_confidence(
+            target, target_is=self.target_is, confidence=self.confidence
+        )
+        return (loss * weight).sum(dim=(1, 2)), weight.sum(dim=(1, 2))
+
+    def extra_repr(self) -> str:
+        options = {"confidence": self.confidence, **self.options}
+        return ", ".join([super().extra_repr(), *(f"{name}={value!r}" for name, value in options.items())])
 
 
 class SceneKDHintonLoss(PixelDistillationLoss):

@@ -20,6 +20,14 @@ from .mmengine_track import BOXES, start_track
 
 SOFT, TARGET, WEIGHTS = "scenekd_soft", "scenekd_target", "scenekd_weights"
 FORM = "scenekd_soft_form"  # of what is packed
+LOSS_KEYS = (
+    "TEMPERATURE",
+    "TEMPER_STUDENT",
+    "CONFIDENCE",
+    "TOP_K",
+    "TAIL",
+    "VOID",
+)  # of DISTILL, read by the criterion
 
 
 class SceneKDLoadTeacher(BaseTransform):
@@ -43,6 +51,12 @@ class SceneKDLoadTeacher(BaseTransform):
     ) -> None:
         chosen = {task: {"POLICY": "fill_missing"} for task in teacher}
         for task, options in (distill or {}).items():
+            for key in options:
+                if key in LOSS_KEYS:
+                    raise UserError(
+                        f"SceneKDLoadTeacher: DISTILL.{task}.{key} is the loss's; give it to the model, such as "
+                        f"SoftLabelCrossEntropy({key.lower()}=...)"
+                    )
             chosen[task] = {**chosen.get(task, {}), **options}
         self.cfg = own_config(TEACHER=teacher, DISTILL=chosen, DATASETS={"CLASSES": tuple(classes)})
         for task, node in chosen.items():
