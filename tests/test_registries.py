@@ -36,6 +36,7 @@ SEGMENTOR = {
         "in_index": 3,
         "channels": 8,
         "num_classes": 3,
+        "loss_decode": {"type": "mmseg.CrossEntropyLoss"},
     },
 }
 CLASSES = ("person", "tree", "bird", "car", "house", "boat", "cup", "bottle", "cow", "kite")
