@@ -3,9 +3,9 @@
     import scenekd.engines.detectron2
     scenekd.engines.detectron2.add_scenekd_config(cfg)
 
-Then ``MODEL.META_ARCHITECTURE: BlitzNet`` works with DefaultTrainer, DefaultPredictor and detectron2's evaluators, and
-SceneKD's data sets work by name. Set ``DATALOADER.FILTER_EMPTY_ANNOTATIONS: False``, or detectron2 drops the images
-without boxes.
+Then ``MODEL.META_ARCHITECTURE: BlitzNet`` works with DefaultTrainer, DefaultPredictor and detectron2's evaluators,
+SceneKD's data sets work by name, and detectron2's own models learn from teachers through the components of
+docs/components.md. Set ``DATALOADER.FILTER_EMPTY_ANNOTATIONS: False``, or detectron2 drops the images without boxes.
 """
 
 from __future__ import annotations
@@ -18,10 +18,22 @@ from fvcore.common.config import CfgNode
 from .. import registry
 from ..config import add_scenekd_config, import_systems
 from ..errors import UserError
-from .detectron2_data import SceneKDDatasetMapper, register_datasets, with_classes
+from .detectron2_data import SceneKDDatasetMapper, check_format, register_datasets, with_classes
+from .detectron2_detectors import SceneKDRetinaNet, SceneKDROIHeads, SceneKDRPN
 from .detectron2_model import SceneKDMetaArch
+from .detectron2_semantic import SceneKDPanopticFPN, SceneKDSemanticSegmentor, SceneKDSemSegFPNHead
 
-__all__ = ["SceneKDDatasetMapper", "add_scenekd_config", "register_datasets"]
+__all__ = [
+    "SceneKDDatasetMapper",
+    "SceneKDPanopticFPN",
+    "SceneKDROIHeads",
+    "SceneKDRPN",
+    "SceneKDRetinaNet",
+    "SceneKDSemSegFPNHead",
+    "SceneKDSemanticSegmentor",
+    "add_scenekd_config",
+    "register_datasets",
+]
 
 
 def _meta_arch(name: str, factory: Any) -> type[SceneKDMetaArch]:
@@ -31,8 +43,7 @@ def _meta_arch(name: str, factory: Any) -> type[SceneKDMetaArch]:
         def __init__(self, cfg: CfgNode) -> None:
             if "DISTILL" not in cfg:
                 raise UserError(f"MODEL.META_ARCHITECTURE: {name} needs add_scenekd_config(cfg) first")
-            if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-                raise UserError(f"INPUT.FORMAT: {cfg.INPUT.FORMAT!r}; choose RGB or BGR")
+            check_format(cfg)
             register_datasets(cfg)
             super().__init__(factory.from_config(with_classes(cfg)), cfg.INPUT.FORMAT)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import transforms as T
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
+from .. import registry
 from ..data.catalog import assert_disjoint, load_datasets
 from ..data.coco import is_coco_name
 from ..data.mapper import Mapper
@@ -19,10 +22,12 @@ from ..data.records import Dataset, Record
 from ..data.voc import is_voc_name
 from ..errors import UserError
 from ..models import build_model
-from ..sample import Target
+from ..sample import IGNORE_INDEX, Target
 from ..sampling import draw_rng
 from ..teachers.build import check_teacher_overlap, open_store
 from .datasets import register_in_detectron2
+from .detectron2_matching import instances_of
+from .detectron2_transforms import SceneKDAugmentation
 
 _registered: set[str] = set()
 
@@ -64,29 +69,46 @@ def with_classes(cfg: CfgNode) -> CfgNode:
 
 
 class SceneKDDatasetMapper:
-    """From a dictionary of detectron2's to {'image' (3, S, S) RGB, 'target', …}: our augmentation and teachers.
+    """From a dictionary of detectron2's data sets to what a model is told, with SceneKD's teachers.
 
     The labels are read through SceneKD's catalog, by the image's id, so that an image without boxes or without a
-    mask is told apart from an empty one. detectron2's own DatasetMapper works too, without teachers and difficult
-    boxes. In training, DATALOADER.FILTER_EMPTY_ANNOTATIONS must be False: detectron2 would drop the images without
-    boxes.
+    mask is told apart from an empty one; teachers are asked by the same id. In training,
+    DATALOADER.FILTER_EMPTY_ANNOTATIONS must be False: detectron2 would drop the images without boxes.
+
+    A network of SceneKD's gets SceneKD's augmentation: {'image' (3, S, S) RGB, 'target', …}. Any other model gets
+    detectron2's, of ``cfg.INPUT``, and its conventions:
+
+    - image: (3, h, w) uint8, in INPUT.FORMAT.
+    - instances: boxes of ground truth and teacher, see :func:`.detectron2_matching.instances_of`.
+    - sem_seg: (h, w) int64, everywhere void (SEM_SEG_HEAD.IGNORE_VALUE) where the image has no mask that counts.
+    - soft_sem_seg: (K, h, w) float32 and soft_sem_seg_valid: (h, w) bool, of images that learn from a teacher.
+    - has_boxes, has_sem_seg, has_teacher_boxes: which labels exist. weights: SourceWeights of the image.
+
+    In testing there are no labels in it.
 
     Args:
         cfg: a detectron2 configuration with SceneKD's keys.
         is_train: augment, and ask the teachers of ``DISTILL``.
+        augmentations: of detectron2, instead of the above; before a network of SceneKD's, a resize to S × S follows.
 
     Raises:
-        UserError: FILTER_EMPTY_ANNOTATIONS is on; a policy per_batch, which needs SceneKD's own loader; and what
-            :func:`scenekd.data.catalog.load_datasets` raises.
+        UserError: FILTER_EMPTY_ANNOTATIONS is on; a policy per_batch, which needs SceneKD's own loader; instance masks,
+            keypoints or proposals are asked for; and what :func:`scenekd.data.catalog.load_datasets` raises.
     """
 
-    def __init__(self, cfg: CfgNode, is_train: bool = True) -> None:
+    def __init__(
+        self,
+        cfg: CfgNode,
+        is_train: bool = True,
+        *,
+        augmentations: Sequence[T.Augmentation | T.Transform] | None = None,
+    ) -> None:
         cfg = with_classes(cfg)
         self.is_train = is_train
+        self.own = cfg.MODEL.META_ARCHITECTURE in _own_networks()
         data = load_datasets(cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST, cfg, train=is_train)
         self.records = {record.image_id: record for record in data.records}
         stores: dict[str, Any] = {}
-        soft_size = None
         if is_train:
             _check_loader(cfg)
             if cfg.DATASETS.TEST and not cfg.DATASETS.ALLOW_OVERLAP:
@@ -94,23 +116,52 @@ class SceneKDDatasetMapper:
             check_teacher_overlap(cfg)
             tasks = build_policy(cfg, data.image_ids).teacher_tasks
             stores = {task: open_store(cfg, task) for task in tasks}
-            soft_size = _soft_size(cfg) if "segmentation" in stores else None
-        self.mapper = _RecordMapper(data, cfg, train=is_train, teachers=stores, soft_size=soft_size)
+        options: dict[str, Any] = {"train": is_train, "teachers": stores}
+        if self.own and "segmentation" in stores:
+            options["soft_size"] = _soft_size(cfg)
+        if self.own and augmentations is not None:
+            augmentations = [*augmentations, T.Resize((cfg.INPUT.SIZE, cfg.INPUT.SIZE))]
+        if augmentations is not None:
+            options["transforms"] = SceneKDAugmentation(augmentations, cfg.INPUT.FORMAT)
+        if not self.own:
+            _check_theirs(cfg, is_train)
+            options.setdefault("transforms", SceneKDAugmentation.from_config(cfg, is_train))
+        self.image_format, self.ignore_value = cfg.INPUT.FORMAT, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        self.mapper = _RecordMapper(data, cfg, **options)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """The dictionary that SceneKDMetaArch takes."""
+        """The dictionary that the model takes."""
         record = self.records[str(item["image_id"])]
         # detectron2 seeds this generator in every worker
         draw = int(np.random.randint(2**31)) if self.is_train else 0  # noqa: NPY002
         image, target = self.mapper.of_record(record, draw)
-        return {
+        known = {
             "image": image,
-            "target": target,
             "image_id": item["image_id"],
             "file_name": record.file_name,
             "height": target.height,
             "width": target.width,
         }
+        if self.own:
+            return {**known, "target": target}
+        if self.image_format == "BGR":
+            known["image"] = image.flip(0)
+        return {**known, **self._labels(target, image.shape[-2:])} if self.is_train else known
+
+    def _labels(self, target: Target, size: Sequence[int]) -> dict[str, Any]:
+        height, width = size
+        mask = torch.full((height, width), IGNORE_INDEX) if target.sem_seg is None else target.sem_seg
+        labels = {
+            "instances": instances_of(target, (height, width)),
+            "sem_seg": mask.masked_fill(mask == IGNORE_INDEX, self.ignore_value),
+            "has_boxes": target.has_boxes,
+            "has_sem_seg": target.has_sem_seg,
+            "has_teacher_boxes": target.has_teacher_boxes,
+            "weights": target.weights,
+        }
+        if target.soft_seg is not None:
+            labels.update(soft_sem_seg=target.soft_seg, soft_sem_seg_valid=target.soft_valid)
+        return labels
 
 
 class _RecordMapper(Mapper):
@@ -119,6 +170,30 @@ class _RecordMapper(Mapper):
     def of_record(self, record: Record, draw: int) -> tuple[Tensor, Target]:
         sample = self.transforms(self._read(record, draw), draw_rng(self.seed, draw))
         return torch.from_numpy(sample.image).permute(2, 0, 1).contiguous(), self._target(sample)
+
+
+def check_format(cfg: CfgNode) -> None:
+    """Refuse an INPUT.FORMAT that is neither RGB nor BGR.
+
+    Raises:
+        UserError: it is.
+    """
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise UserError(f"INPUT.FORMAT: {cfg.INPUT.FORMAT!r}; choose RGB or BGR")
+
+
+def _check_theirs(cfg: CfgNode, train: bool) -> None:
+    check_format(cfg)
+    for key in ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"):
+        if train and cfg.MODEL[key]:
+            raise UserError(
+                f"MODEL.{key}: SceneKDDatasetMapper gives boxes and dense masks alone; set it to False, or take "
+                "detectron2's DatasetMapper"
+            )
+
+
+def _own_networks() -> set[str]:
+    return {name for kind, name, _ in registry.records() if kind == "model"}
 
 
 def _check_loader(cfg: CfgNode) -> None:

@@ -11,6 +11,8 @@ from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import inference_on_dataset
+from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from fvcore.common.config import CfgNode
 from torch import nn
 
@@ -99,10 +101,7 @@ class NativeTrainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """The results of DATASETS.TEST, for the tasks that the model has; several sets are kept apart by name."""
-        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        net = inner.net if isinstance(inner, BareKeys) else None
-        own = {"detection": "bbox", "segmentation": "sem_seg"}
-        tasks = tuple(own[task] for task in getattr(net, "tasks", own))
+        tasks = _tasks(model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model)
         mapper = SceneKDDatasetMapper(cfg, is_train=False) if cfg.DATASETS.TEST else None
         full, results = with_classes(cfg), {}
         for name in cfg.DATASETS.TEST:
@@ -110,3 +109,12 @@ class NativeTrainer(DefaultTrainer):
             scorer = framework_evaluators(load_dataset(name, full), cfg, tasks)
             results[name] = inference_on_dataset(model, loader, scorer)
         return next(iter(results.values())) if len(results) == 1 else results
+
+
+def _tasks(model: nn.Module) -> tuple[str, ...]:
+    """What a model is scored for."""
+    own = {"detection": "bbox", "segmentation": "sem_seg"}
+    if isinstance(model, BareKeys):
+        return tuple(own[task] for task in getattr(model.net, "tasks", own))
+    dense = ("sem_seg",) if hasattr(model, "sem_seg_head") else ()
+    return ("bbox", *dense) if isinstance(model, (GeneralizedRCNN, DenseDetector)) or not dense else dense

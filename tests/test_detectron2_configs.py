@@ -1,0 +1,93 @@
+"""The shipped configurations of detectron2's own models, trained and evaluated on real images through the tools."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from teacher_folders import save_boxes, save_masks
+from tool_runner import ToolRunner
+
+from scenekd import checkpoint
+from scenekd.data.catalog import load_dataset
+
+pytest.importorskip("detectron2")
+pytestmark = pytest.mark.detectron2
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "detectron2"
+SMALL = {
+    "MODEL.WEIGHTS": "",
+    "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+    "MODEL.FPN.OUT_CHANNELS": 16,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.RETINANET.NUM_CONVS": 1,
+    "MODEL.PIXEL_STD": [57.0, 57.0, 57.0],
+    "DATASETS.TRAIN": ("voc_seg_train",),
+    "DATASETS.TEST": ("voc_seg_val",),
+    "DATASETS.MAX_IMAGES": 8,
+    "DATASETS.KEEP_BOXES": 0.5,
+    "DATASETS.KEEP_SEM_SEG": 0.5,
+    "INPUT.MIN_SIZE_TRAIN": (64, 96),
+    "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.CROP.ENABLED": True,
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 4,
+    "SOLVER.BASE_LR": 0.001,
+    "SOLVER.STEPS": (),
+    "SOLVER.MAX_ITER": 3,
+    "SOLVER.WARMUP_ITERS": 1,
+    "TEST.EVAL_PERIOD": 0,
+    "TEST.DETECTIONS_PER_IMAGE": 10,
+}
+RUNS = {
+    "retinanet_kd_voc": ("", {"loss_cls", "loss_box_reg"}, {"bbox"}),
+    "faster_rcnn_kd_voc": ("", {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}, {"bbox"}),
+    "panoptic_fpn_kd_voc": (
+        "",
+        {"loss_rpn_cls", "loss_cls", "loss_box_reg", "loss_sem_seg", "loss_sem_seg_soft"},
+        {"bbox", "sem_seg"},
+    ),
+    "semantic": ("SceneKDSemanticSegmentor", {"loss_sem_seg", "loss_sem_seg_soft"}, {"sem_seg"}),
+}
+
+
+@pytest.fixture(scope="module")
+def teachers(test_data, tmp_path_factory):
+    """Teachers of the eight training images: their own labels, boxes at confidence 0.8."""
+    root = test_data / "voc_mini"
+    data, folder = load_dataset("voc_seg_train", root=str(root)), tmp_path_factory.mktemp("teachers")
+    return {
+        "DATASETS.ROOT": root,
+        "TEACHER.DETECTION.WEIGHTS": save_boxes(folder / "boxes", data, data.records[:8], 0.8),
+        "TEACHER.SEGMENTATION.WEIGHTS": save_masks(folder / "masks", data, data.records[:8], stride=4),
+    }
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_config_trains_and_evaluates(name, teachers, tmp_path, monkeypatch):
+    """Three steps of every loss; tools/test.py finds the same numbers from the checkpoint."""
+    architecture, losses, tasks = RUNS[name]
+    file, out = CONFIGS / f"{'panoptic_fpn_kd_voc' if architecture else name}.yaml", tmp_path / "out"
+    options = {**SMALL, **teachers} | ({"MODEL.META_ARCHITECTURE": architecture} if architecture else {})
+    words = [str(part) for pair in options.items() for part in pair]
+    assert ToolRunner("train_net", monkeypatch)("--config-file", file, "--output-dir", out, *words) == 0
+    lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    line = next(line for line in lines if "total_loss" in line)
+    assert {key for key in line if key.startswith("loss_")} >= losses
+    assert all(0 <= line[key] < 100 for key in losses) and line["total_loss"] > 0
+    trained = json.loads((out / "results.json").read_text())
+    assert trained.keys() & {"bbox", "sem_seg"} == tasks
+    assert {"model", "state_dict", "format"} <= checkpoint.read(out / "model_final.pth").keys()
+    again = tmp_path / "again.json"
+    assert ToolRunner("test", monkeypatch)(file, out / "model_final.pth", "--out", again, *words) == 0
+    scores = json.loads(again.read_text())
+    if "sem_seg" in tasks:
+        assert 0 < trained["sem_seg"]["mIoU"] <= 100
+        assert scores["sem_seg"]["mIoU"] == pytest.approx(trained["sem_seg"]["mIoU"], abs=1e-4)
+    if "bbox" in tasks:
+        assert scores["bbox"]["AP50"] == pytest.approx(trained["bbox"]["AP50"], abs=1e-4, nan_ok=True)
