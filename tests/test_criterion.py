@@ -298,7 +298,8 @@ def test_from_config():
     cfg.DISTILL.SEGMENTATION.TEMPERATURE = 0.4
     cfg.MODEL.BLITZNET.NEGATIVE_RATIO = 2.0
     criterion = BlitzCriterion.from_config(cfg)
-    assert (criterion.segmentation.soft_target, criterion.segmentation.temperature) == ("scores", 0.4)
+    soft = criterion.segmentation.soft_pixels
+    assert (soft.soft_target, soft.temperature) == ("scores", 0.4)
     assert criterion.detection.negative_ratio == 2.0
 
 

@@ -9,7 +9,7 @@ from teacher_folders import save_boxes, save_masks
 
 from scenekd.data.catalog import load_dataset, load_datasets
 from scenekd.errors import UserError
-from scenekd.losses.soft_label import soft_label_cross_entropy
+from scenekd.losses.soft_label import soft_label_cross_entropy, soft_label_map
 from scenekd.sample import SourceWeights
 
 pytest.importorskip("detectron2")
@@ -18,6 +18,7 @@ from detectron2.data import transforms as T  # noqa: E402
 from detectron2.modeling import build_model  # noqa: E402
 from detectron2.structures import Boxes, Instances  # noqa: E402
 from detectron2.utils.events import EventStorage  # noqa: E402
+from fvcore.transforms.transform import PadTransform  # noqa: E402
 from test_datasets_engines import CLASSES, _detectron2_config  # noqa: E402
 
 from scenekd.engines.detectron2 import SceneKDDatasetMapper, register_datasets  # noqa: E402
@@ -91,12 +92,7 @@ def _items(weights, sizes=((SIZE, SIZE), (48, 60), (SIZE, 40))):
 
 def _parts(model, items):
     """(mean cross-entropy against the mask, its pixels, mean against the teacher, its pixels) of each image alone."""
-    images = torch.stack([_pad(i["image"], 0) for i in items])
-    # detectron2 normalises before it pads
-    padded = torch.stack([_pad((i["image"] - model.pixel_mean) / model.pixel_std, 0) for i in items])
-    assert images.shape == padded.shape
-    logits = model.sem_seg_head.layers(model.backbone(padded))
-    logits = torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+    logits = _logits(model, items)
     found = []
     for item, own in zip(items, logits):
         mask = _pad(item["sem_seg"], 255)
@@ -110,6 +106,13 @@ def _parts(model, items):
             row[2:] = [soft.item() * int(valid.sum()), int(valid.sum())]
         found.append(row)
     return np.array(found)
+
+
+def _logits(model, items):
+    """(N, K, S, S) of a padded batch; detectron2 normalises before it pads."""
+    padded = torch.stack([_pad((i["image"] - model.pixel_mean) / model.pixel_std, 0) for i in items])
+    logits = model.sem_seg_head.layers(model.backbone(padded))
+    return torch.nn.functional.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
 
 
 def _pad(values, fill):
@@ -168,8 +171,35 @@ def test_a_model_that_hands_nothing_over_is_refused():
     items = _items([(0.0, 1.0)] * 3)
     with pytest.raises(UserError, match="NUM_CLASSES: 7, but the soft labels have 11 classes"):
         _model(cfg)(items)
-    with pytest.raises(UserError, match=r"DISTILL.SEGMENTATION: target_is must be"):
+    with pytest.raises(UserError, match=r"DISTILL.SEGMENTATION: TARGET must be"):
         _model(_config(DISTILL__SEGMENTATION__POLICY="teacher", DISTILL__SEGMENTATION__TARGET="ranks"))
+    with pytest.raises(UserError, match=r"DISTILL.SEGMENTATION.TOP_K: 12 of 11"):
+        _model(_config(DISTILL__SEGMENTATION__POLICY="teacher", DISTILL__SEGMENTATION__TOP_K=12))
+
+
+def test_options_of_the_soft_loss_are_heard():
+    """A tempered student, and pixels weighed by the teacher's confidence: Σ c · l / Σ c over the pixels shown."""
+    options = {"TEMPER_STUDENT": True, "CONFIDENCE": "max", "TOP_K": 3, "TAIL": "spread"}
+    cfg = _config(
+        DISTILL__SEGMENTATION__POLICY="teacher",
+        **{f"DISTILL__SEGMENTATION__{key}": value for key, value in options.items()},
+    )
+    model, items = _model(cfg), _items([(0.0, 1.0)], [(SIZE, SIZE)])
+    found = model(items)["loss_sem_seg_soft"]
+    logits = _logits(model, items)
+    soft, valid = items[0]["soft_sem_seg"][None], items[0]["soft_sem_seg_valid"][None]
+    loss = soft_label_map(
+        logits,
+        soft,
+        temperature=2.0,
+        target_is="logits",
+        valid=valid,
+        temper_student=True,
+        top_k=3,
+        tail="spread",
+    )
+    sure = soft.softmax(dim=1).amax(dim=1) * valid
+    assert found.item() == pytest.approx((0.5 * (loss * sure).sum() / sure.sum()).item(), rel=1e-5)
 
 
 PANOPTIC = {
@@ -295,6 +325,29 @@ def test_teacher_and_mask_agree_after_detectron2s_augmentations(taught):
         calm = (around == around[:, 12:13]).all(dim=1).reshape(mask.shape) & (mask != 255)
         assert calm.float().mean() > 0.3 and (said == mask)[calm].all()
         assert (item["weights"].segmentation_gt, item["weights"].segmentation_teacher) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("void", ["none", "padding", "labels"])
+def test_void_pixels_of_the_teacher(taught, void):
+    """Which of the teacher's pixels count: all; those that show the image; of these, those that the mask knows. A mask
+    without weight is not learnt from, though it is asked."""
+    cfg, truth = taught
+    cfg.DISTILL.SEGMENTATION.POLICY, cfg.DISTILL.SEGMENTATION.VOID = "teacher", void
+    cfg.DATASETS.KEEP_SEM_SEG = 1.0
+    mapper = SceneKDDatasetMapper(cfg, augmentations=[PadTransform(4, 0, 0, 0)])
+    for name in truth:
+        record = mapper.records[name]
+        mask = mapper.mapper.dataset.read_sem_seg(record)
+        mask[:9] = 255
+        record.segmentation = mask.copy
+        item = mapper({"image_id": name})
+        valid = item["soft_sem_seg_valid"]
+        assert (item["sem_seg"] == 255).all()
+        assert valid[:, :4].all() if void == "none" else not valid[:, :4].any()
+        wanted = (
+            torch.from_numpy(mask != 255) if void == "labels" else torch.ones(mask.shape, dtype=torch.bool)
+        )
+        assert torch.equal(valid[:, 4:], wanted)
 
 
 def test_missing_boxes_are_marked(taught):

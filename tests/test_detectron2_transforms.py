@@ -6,7 +6,6 @@ image.
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
 
@@ -18,13 +17,12 @@ from scenekd.sampling import draw_rng
 pytest.importorskip("detectron2")
 from detectron2.data import transforms as T  # noqa: E402
 from fvcore.transforms.transform import GridSampleTransform, PadTransform  # noqa: E402
+from test_mmseg_pipeline import BOX, CLASSES, HEIGHT, WIDTH, _calm, _labels  # noqa: E402
 
 from scenekd.engines.detectron2_transforms import SceneKDAugmentation  # noqa: E402
 
 pytestmark = pytest.mark.detectron2
 
-HEIGHT, WIDTH, CLASSES = 120, 160, 4
-BOX = (60, 30, 110, 70)
 CASES = {
     "ResizeShortestEdge, smaller": [T.ResizeShortestEdge(70, 100)],
     "ResizeShortestEdge, larger": [T.ResizeShortestEdge((150, 260), 400, "range")],
@@ -58,15 +56,6 @@ CASES = {
 }
 
 
-def _labels():
-    """Big regions in different places, so that every move changes the map; class 3 fills BOX."""
-    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
-    labels[:50, :70] = 1
-    labels[80:, 90:] = 2
-    labels[BOX[1] : BOX[3], BOX[0] : BOX[2]] = 3
-    return labels
-
-
 def _sample(falling=False):
     x, y = (np.arange(WIDTH) + 0.5) / WIDTH, (np.arange(HEIGHT)[:, None] + 0.5) / HEIGHT
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -86,12 +75,6 @@ def _sample(falling=False):
             np.eye(CLASSES, dtype=np.float32)[_labels()].transpose(2, 0, 1), "probabilities"
         ),
     )
-
-
-def _calm(mask, radius):
-    """(H, W) bool: pixels whose neighbourhood is all of one value."""
-    kernel = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
-    return cv2.erode(mask, kernel) == cv2.dilate(mask, kernel)
 
 
 @pytest.mark.parametrize("image_format", ["RGB", "BGR"])

@@ -6,14 +6,14 @@ B: images; K: dense classes, background first; h, w: size of the logits; n: imag
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scenekd.losses.reduce import Reduce, at_least_float32, mean_over_processes, safe_count, zero_loss
-from scenekd.losses.soft_label import CONFIDENCES, TARGET_FORMS, pixel_confidence, soft_label_map
-from scenekd.losses.top_k import TAILS
+from scenekd.losses.soft_pixels import SoftPixels
 from scenekd.sample import IGNORE_INDEX, Target
 
 from .sources import weigh_sources
@@ -25,49 +25,20 @@ class SegmentationTerm(nn.Module):
     """Mean cross-entropy over valid pixels against masks and against soft labels; see :mod:`.criterion`.
 
     Args:
-        soft_target, temperature: form of ``Target.soft_seg`` and T, see ``soft_label_cross_entropy``.
-        temper_student, top_k, tail: see ``soft_label_map``.
-        confidence: weight of each pixel of the teacher, see ``pixel_confidence``; the loss is the weighted mean.
         void: pixels of the teacher that do not count: ``none`` (the thesis's: padding asks for what an empty array
             asks for), ``padding`` (what shows no image), ``labels`` (those, and the void pixels of a mask that exists).
         reduce: averages counts over processes.
+        soft: of :class:`scenekd.losses.soft_pixels.SoftPixels`; with a confidence the loss is the weighted mean.
 
     Raises:
         ValueError: an argument is outside its range.
     """
 
-    def __init__(
-        self,
-        *,
-        soft_target: str = "probabilities",
-        temperature: float = 1.0,
-        temper_student: bool = False,
-        confidence: str = "none",
-        top_k: int = 0,
-        tail: str = "bucket",
-        void: str = "padding",
-        reduce: Reduce = mean_over_processes,
-    ) -> None:
+    def __init__(self, *, void: str = "padding", reduce: Reduce = mean_over_processes, **soft: Any) -> None:
         super().__init__()
-        if soft_target not in TARGET_FORMS:
-            raise ValueError(f"TARGET must be one of {', '.join(TARGET_FORMS)}, got {soft_target!r}")
-        if not temperature > 0:
-            raise ValueError(f"TEMPERATURE must be positive, got {temperature}")
-        for name, value, known in (
-            ("CONFIDENCE", confidence, CONFIDENCES),
-            ("TAIL", tail, TAILS),
-            ("VOID", void, VOIDS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        if top_k < 0:
-            raise ValueError(f"TOP_K must not be negative, got {top_k}")
-        self.soft_target = soft_target
-        self.temperature = temperature
-        self.temper_student = temper_student
-        self.confidence = confidence
-        self.top_k = top_k
-        self.tail = tail
+        if void not in VOIDS:
+            raise ValueError(f"VOID must be one of {', '.join(VOIDS)}, got {void!r}")
+        self.soft_pixels = SoftPixels(**soft)
         self.void = void
         self.reduce = reduce
 
@@ -96,21 +67,8 @@ class SegmentationTerm(nn.Module):
         """Cross-entropy against the teacher's soft labels (n, h, w), 0 where void, and how much a pixel counts."""
         size = logits.shape[-2:]
         soft = _resize(torch.stack([_present(t.soft_seg) for t in targets]), size)
-        valid = self._valid(targets, size)
-        loss = soft_label_map(
-            logits,
-            soft,
-            temperature=self.temperature,
-            target_is=self.soft_target,
-            valid=valid,
-            temper_student=self.temper_student,
-            top_k=self.top_k,
-            tail=self.tail,
-        )
-        if self.confidence == "none":
-            return loss, valid
-        weight = pixel_confidence(soft, target_is=self.soft_target, confidence=self.confidence) * valid
-        return loss * weight, weight
+        weighted: tuple[Tensor, Tensor] = self.soft_pixels(logits, soft, self._valid(targets, size))
+        return weighted
 
     def _valid(self, targets: Sequence[Target], size: Sequence[int]) -> Tensor:
         """The pixels that count, (n, h, w) bool."""

@@ -81,7 +81,8 @@ class SceneKDDatasetMapper:
     - image: (3, h, w) uint8, in INPUT.FORMAT.
     - instances: boxes of ground truth and teacher, see :func:`.detectron2_matching.instances_of`.
     - sem_seg: (h, w) int64, everywhere void (SEM_SEG_HEAD.IGNORE_VALUE) where the image has no mask that counts.
-    - soft_sem_seg: (K, h, w) float32 and soft_sem_seg_valid: (h, w) bool, of images that learn from a teacher.
+    - soft_sem_seg: (K, h, w) float32 and soft_sem_seg_valid: (h, w) bool, the pixels that count by
+      ``DISTILL.SEGMENTATION.VOID``, of images that learn from a teacher.
     - has_boxes, has_sem_seg, has_teacher_boxes: which labels exist. weights: SourceWeights of the image.
 
     In testing there are no labels in it.
@@ -127,6 +128,7 @@ class SceneKDDatasetMapper:
             _check_theirs(cfg, is_train)
             options.setdefault("transforms", SceneKDAugmentation.from_config(cfg, is_train))
         self.image_format, self.ignore_value = cfg.INPUT.FORMAT, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
+        self.void = cfg.DISTILL.SEGMENTATION.VOID
         self.mapper = _RecordMapper(data, cfg, **options)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +152,9 @@ class SceneKDDatasetMapper:
 
     def _labels(self, target: Target, size: Sequence[int]) -> dict[str, Any]:
         height, width = size
-        mask = torch.full((height, width), IGNORE_INDEX) if target.sem_seg is None else target.sem_seg
+        mask = torch.full((height, width), IGNORE_INDEX)
+        if target.sem_seg is not None and target.weights.segmentation_gt > 0:
+            mask = target.sem_seg
         labels = {
             "instances": instances_of(target, (height, width)),
             "sem_seg": mask.masked_fill(mask == IGNORE_INDEX, self.ignore_value),
@@ -160,8 +164,17 @@ class SceneKDDatasetMapper:
             "weights": target.weights,
         }
         if target.soft_seg is not None:
-            labels.update(soft_sem_seg=target.soft_seg, soft_sem_seg_valid=target.soft_valid)
+            labels.update(soft_sem_seg=target.soft_seg, soft_sem_seg_valid=self._valid(target))
         return labels
+
+    def _valid(self, target: Target) -> Tensor:
+        """(h, w) bool, the teacher's pixels that count by ``DISTILL.SEGMENTATION.VOID``."""
+        assert target.soft_valid is not None
+        if self.void == "none":
+            return torch.ones_like(target.soft_valid)
+        if self.void == "labels" and target.sem_seg is not None:
+            return target.soft_valid & (target.sem_seg != IGNORE_INDEX)
+        return target.soft_valid
 
 
 class _RecordMapper(Mapper):

@@ -8,7 +8,7 @@ N: images; K: dense classes, background first; H, W: size of the padded batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..losses.reduce import safe_count, zero_loss
-from ..losses.soft_label import SoftLabelCrossEntropy
+from ..losses.soft_pixels import SoftPixels
 from ..sample import SourceWeights
 
 Item = dict[str, Any]
@@ -44,7 +44,7 @@ class SceneKDSemSegFPNHead(SemSegFPNHead):
     by the sources' parts in all weights of the batch. Images without a mask are left out of the first.
 
     Args:
-        soft_loss: of the images with soft labels; None: masks alone, as detectron2's.
+        soft_pixels: loss of the images with soft labels; None: masks alone, as detectron2's.
         input_shape, others: of detectron2's SemSegFPNHead.
     """
 
@@ -53,23 +53,29 @@ class SceneKDSemSegFPNHead(SemSegFPNHead):
         self,
         input_shape: dict[str, ShapeSpec],
         *,
-        soft_loss: SoftLabelCrossEntropy | None = None,
+        soft_pixels: SoftPixels | None = None,
         **options: Any,
     ) -> None:
         super().__init__(input_shape, **options)
-        self.soft_loss = soft_loss
+        self.soft_pixels = soft_pixels
         self.items: list[Item] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
-        """detectron2's arguments, and the soft loss where ``DISTILL.SEGMENTATION.POLICY`` takes a teacher."""
+        """detectron2's arguments, and the soft loss where ``DISTILL.SEGMENTATION.POLICY`` takes a teacher.
+
+        Raises:
+            UserError: an option of ``DISTILL.SEGMENTATION`` is outside its range.
+        """
         arguments: dict[str, Any] = super().from_config(cfg, input_shape)
         node = cfg.DISTILL.SEGMENTATION if "DISTILL" in cfg else None
         if node is not None and node.POLICY != "ground_truth":
-            try:
-                arguments["soft_loss"] = SoftLabelCrossEntropy(
-                    node.TEMPERATURE, node.TARGET, cfg.MODEL.SEM_SEG_HEAD.LOSS_WEIGHT
+            if arguments["num_classes"] < node.TOP_K:
+                raise UserError(
+                    f"DISTILL.SEGMENTATION.TOP_K: {node.TOP_K} of {arguments['num_classes']} dense classes"
                 )
+            try:
+                arguments["soft_pixels"] = SoftPixels(**SoftPixels.options(node))
             except ValueError as error:
                 raise UserError(f"DISTILL.SEGMENTATION: {error}") from None
         return arguments
@@ -93,7 +99,7 @@ class SceneKDSemSegFPNHead(SemSegFPNHead):
             UserError: a teacher's part, but the model handed over no soft labels; or their classes are not the head's.
         """
         if self.items is None:
-            if self.soft_loss is not None:
+            if self.soft_pixels is not None:
                 raise UserError(
                     "MODEL.META_ARCHITECTURE: it hands the semantic head no soft labels; choose "
                     "SceneKDSemanticSegmentor or SceneKDPanopticFPN"
@@ -102,44 +108,47 @@ class SceneKDSemSegFPNHead(SemSegFPNHead):
         weights = [_weights(item) for item in self.items]
         by_mask, by_teacher = predictions.new_tensor(weights, dtype=torch.float32).T
         total = safe_count(by_mask.sum() + by_teacher.sum())
-        hard = _mean_by_weight(
-            by_mask,
-            (targets != self.ignore_value).sum(dim=(1, 2)),
-            lambda rows: super(SceneKDSemSegFPNHead, self).losses(predictions[rows], targets[rows])[
-                "loss_sem_seg"
-            ],
-            predictions,
-        )
-        losses = {"loss_sem_seg": by_mask.sum() / total * hard}
-        if self.soft_loss is not None:
+        losses = {"loss_sem_seg": by_mask.sum() / total * self._hard(predictions, targets, by_mask)}
+        if self.soft_pixels is not None:
             losses["loss_sem_seg_soft"] = by_teacher.sum() / total * self._soft(predictions, by_teacher)
         return losses
 
+    def _hard(self, predictions: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """detectron2's mean over the masks' pixels; of images that weigh alike at once, as is the rule."""
+        amounts = weights * (targets != self.ignore_value).sum(dim=(1, 2))
+        groups = [(weights == value) & (amounts > 0) for value in weights[amounts > 0].unique()]
+        means = [
+            super(SceneKDSemSegFPNHead, self).losses(predictions[g], targets[g])["loss_sem_seg"]
+            for g in groups
+        ]
+        if len(groups) < 2:  # then not even rounding differs from detectron2's
+            return means[0] if means else zero_loss(predictions)
+        shares = torch.stack([amounts[rows].sum() for rows in groups]) / amounts.sum()
+        return (shares * torch.stack(means)).sum()
+
     def _soft(self, predictions: Tensor, weights: Tensor) -> Tensor:
-        soft_loss, items = self.soft_loss, self.items
-        assert soft_loss is not None and items is not None
-        counts = predictions.new_tensor(
-            [int(i["soft_sem_seg_valid"].sum()) if "soft_sem_seg" in i else 0 for i in items]
+        """The mean over the pixels that the teachers of the batch show, each by its weight."""
+        assert self.soft_pixels is not None and self.items is not None
+        chosen = weights.nonzero()[:, 0]
+        if not len(chosen):
+            return zero_loss(predictions)
+        logits = F.interpolate(
+            predictions[chosen].float(), scale_factor=self.common_stride, mode="bilinear", align_corners=False
         )
-
-        def mean(rows: Tensor) -> Tensor:
-            logits = F.interpolate(
-                predictions[rows].float(),
-                scale_factor=self.common_stride,
-                mode="bilinear",
-                align_corners=False,
+        items = [self.items[i] for i in chosen.tolist()]
+        soft, valid = (
+            torch.stack([_padded(item[key], logits) for item in items])
+            for key in ("soft_sem_seg", "soft_sem_seg_valid")
+        )
+        if soft.shape != logits.shape:
+            raise UserError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES: {logits.shape[1]}, but the soft labels have {soft.shape[1]} "
+                "classes, background among them"
             )
-            chosen = [items[i] for i in rows.nonzero()[:, 0].tolist()]
-            target = torch.stack([_padded(i["soft_sem_seg"], logits) for i in chosen])
-            valid = torch.stack([_padded(i["soft_sem_seg_valid"], logits) for i in chosen])
-            if target.shape != logits.shape:
-                raise UserError(
-                    f"MODEL.SEM_SEG_HEAD.NUM_CLASSES: {logits.shape[1]}, but the soft labels have "
-                    f"{target.shape[1]} classes, background among them"
-                )
-            return soft_loss(logits, target, valid)
-
-        return _mean_by_weight(weights, counts, mean, predictions)
+        loss, counted = self.soft_pixels(logits, soft, valid)
+        weight = weights[chosen]
+        count = (weight * counted.sum(dim=(1, 2))).sum()
+        return self.loss_weight * (weight * loss.sum(dim=(1, 2))).sum() / safe_count(count)
 
 
 def _weights(item: Item) -> tuple[float, float]:
@@ -153,26 +162,6 @@ def _padded(values: Tensor, like: Tensor) -> Tensor:
     """Zeros, and False, to the right and below, up to the size of ``like``, on its device."""
     height, width = like.shape[-2:]
     return F.pad(values.to(like.device), (0, width - values.shape[-1], 0, height - values.shape[-2]))
-
-
-def _mean_by_weight(
-    weights: Tensor, counts: Tensor, mean: Callable[[Tensor], Tensor], predictions: Tensor
-) -> Tensor:
-    """The mean over pixels, each counted by its image's weight; 0 where there are none.
-
-    Args:
-        weights: (N,). counts: (N,) valid pixels.
-        mean: the plain mean over the valid pixels of the images in a (N,) bool.
-    """
-    counts = counts.to(weights)
-    amounts = weights * counts
-    groups = [(weights == value) & (amounts > 0) for value in weights[amounts > 0].unique()]
-    if not groups:
-        return zero_loss(predictions)
-    if len(groups) == 1:  # as is the rule; and then not even rounding differs
-        return mean(groups[0])
-    shares = torch.stack([amounts[rows].sum() for rows in groups]) / amounts.sum()
-    return (shares * torch.stack([mean(rows) for rows in groups])).sum()
 
 
 class _HandsOver:
