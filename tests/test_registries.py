@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -138,3 +140,32 @@ def test_blitznet_without_our_keys_is_refused():
     cfg.MODEL.META_ARCHITECTURE = "BlitzNet"
     with pytest.raises(UserError, match=r"add_scenekd_config\(cfg\)"):
         build_model(cfg)
+
+
+@pytest.mark.detectron2
+@pytest.mark.skipif("detectron2" not in ENGINES, reason="detectron2 is not installed")
+def test_detectron2_has_the_names_of_the_documentation():
+    """Each row of docs/components.md that names a registry is there, ours, and carries SceneKD but for BlitzNet."""
+    from detectron2 import modeling
+
+    import scenekd.engines.detectron2  # noqa: F401
+
+    registries = {
+        "META_ARCH": modeling.META_ARCH_REGISTRY,
+        "PROPOSAL_GENERATOR": modeling.PROPOSAL_GENERATOR_REGISTRY,
+        "ROI_HEADS": modeling.ROI_HEADS_REGISTRY,
+        "SEM_SEG_HEADS": modeling.SEM_SEG_HEADS_REGISTRY,
+    }
+    table = (Path(__file__).parents[1] / "docs/components.md").read_text().split("## detectron2")[1]
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[2:4]] for line in table.splitlines() if line[:1] == "|"
+    ]
+    documented = {(kind, name) for kind, name in rows if kind in registries}
+    ours = {
+        (kind, name)
+        for kind, registry in registries.items()
+        for name, factory in registry
+        if factory.__module__.startswith("scenekd.")
+    }
+    assert documented == ours and len(ours) >= 7
+    assert {name for _, name in ours if not name.startswith("SceneKD")} == {"BlitzNet"}
