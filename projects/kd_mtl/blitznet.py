@@ -18,6 +18,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scenekd.errors import UserError
+from scenekd.losses.balance import GradNormBalance
 from scenekd.registry import register
 from scenekd.sample import Prediction, Target
 
@@ -109,6 +110,9 @@ class BlitzNet(nn.Module):
             )
         self.postprocess = PostProcess(**(postprocess or {}))
         self.criterion = BlitzCriterion() if criterion is None else criterion
+        balance = getattr(self.criterion, "balance", None)
+        if isinstance(balance, GradNormBalance):
+            balance.share(self.streams.skips[-1].parameters())
         self.register_buffer("anchors", self.anchor_grid.anchors(), persistent=False)
         for name, values in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
             self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
@@ -166,6 +170,10 @@ class BlitzNet(nn.Module):
     def load_trunk(self, source: str) -> None:
         """Load a weight file of the trunk alone, see :func:`.weights.load_pretrained`."""
         load_pretrained(self.trunk, self.trunk_name, source)
+
+    def task_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Each task's own parameters, of its head; all others are shared."""
+        return {task: list(getattr(self, task).parameters()) for task in self.tasks}
 
     def forward(
         self, images: Tensor, targets: list[Target] | None = None

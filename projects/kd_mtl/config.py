@@ -33,6 +33,11 @@ def add_kd_mtl_config(cfg: CN) -> None:
     node.IOU_THRESHOLD = 0.5  # an anchor is positive from here on
     node.NEGATIVE_RATIO = 3.0  # hardest negatives for one positive, over the whole batch
     node.LOSS_WEIGHTS = (1.0, 1.0, 1.0)  # segmentation, class, box
+    # Beyond these: fixed | uncertainty (a learned variance for each term: Kendall et al., CVPR 2018) | gradnorm
+    # (equal gradient norms at the finest block of the upscale stream: Chen et al., ICML 2018)
+    node.BALANCE = "fixed"
+    node.BALANCE_ALPHA = 1.5  # gradnorm: how strongly terms that train slowly are pulled; 0: equal norms
+    node.BALANCE_LR = 0.025  # gradnorm: relative step of the weights
 
     # Detection output
     node.SCORE_THRESHOLD = 0.01  # boxes score higher

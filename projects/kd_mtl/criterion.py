@@ -18,6 +18,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scenekd.errors import UserError
+from scenekd.losses.balance import FixedBalance, build_balance
 from scenekd.losses.reduce import Reduce, mean_over_processes
 from scenekd.matching import AnchorGrid
 from scenekd.sample import Target
@@ -25,6 +26,8 @@ from scenekd.teachers.options import our_classes
 
 from .detection_term import DetectionTerm
 from .segmentation_term import SegmentationTerm
+
+TERMS = {"segmentation": ("loss_seg",), "detection": ("loss_cls", "loss_box")}
 
 
 class BlitzCriterion(nn.Module):
@@ -36,6 +39,7 @@ class BlitzCriterion(nn.Module):
         loss_weights: of (segmentation, class, box), ≥ 0.
         segmentation: keyword arguments of :class:`.segmentation_term.SegmentationTerm`.
         detection: further ones of :class:`.detection_term.DetectionTerm`.
+        balance: what weighs the terms beyond their fixed weights, see :mod:`scenekd.losses.balance`; default: nothing.
         reduce: averages counts over processes.
 
     Raises:
@@ -50,6 +54,7 @@ class BlitzCriterion(nn.Module):
         loss_weights: Sequence[float] = (1.0, 1.0, 1.0),
         segmentation: Mapping[str, Any] | None = None,
         detection: Mapping[str, Any] | None = None,
+        balance: nn.Module | None = None,
         reduce: Reduce = mean_over_processes,
     ) -> None:
         super().__init__()
@@ -63,6 +68,7 @@ class BlitzCriterion(nn.Module):
             **(detection or {}),
         )
         self.segmentation = SegmentationTerm(**(segmentation or {}), reduce=reduce)
+        self.balance = FixedBalance() if balance is None else balance
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> BlitzCriterion:
@@ -92,6 +98,12 @@ class BlitzCriterion(nn.Module):
                     "doubt_ignore": distill.DETECTION.NEGATIVES_IGNORE,
                     "doubt_ground_truth": distill.DETECTION.NEGATIVES_GROUND_TRUTH,
                 },
+                balance=build_balance(
+                    node.BALANCE,
+                    [term for task in TERMS if task in node.TASKS for term in TERMS[task]],
+                    alpha=node.BALANCE_ALPHA,
+                    lr=node.BALANCE_LR,
+                ),
             )
         except ValueError as error:
             raise UserError(f"MODEL.BLITZNET or DISTILL: {error}") from None
@@ -113,7 +125,7 @@ class BlitzCriterion(nn.Module):
 
         Returns:
             ``loss_seg``, and ``loss_cls`` and ``loss_box``, of the tasks in ``outputs``: finite scalars, 0
-            with a gradient of zeros where no image has a label for the task.
+            with a gradient of zeros where no image has a label for the task; and what the balance adds.
         """
         losses = {}
         weight_seg, weight_cls, weight_box = self.loss_weights
@@ -123,4 +135,4 @@ class BlitzCriterion(nn.Module):
             found = self.detection(outputs, targets, anchors, grid)
             losses["loss_cls"] = weight_cls * found["loss_cls"]
             losses["loss_box"] = weight_box * found["loss_box"]
-        return losses
+        return self.balance(losses)

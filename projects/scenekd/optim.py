@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,16 +17,19 @@ from torch import nn
 
 from .errors import UserError
 
+# Adam reads the first, SGD the others.
+_MOMENTUM_FREE = {"betas": (0.0, 0.999), "momentum": 0.0, "nesterov": False}
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
 def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict[str, Any]]:
     """Groups with ``lr`` and ``weight_decay``: weights, norm parameters, biases; frozen ones are left out.
 
-    Modules may scale their learning rate by an attribute ``lr_factor`` (nearest ancestor wins).
+    Modules may scale their learning rate by an attribute ``lr_factor`` (nearest ancestor wins). A module's own
+    parameters have neither decay nor momentum where it has ``momentum_free``: a gradient of 0 leaves them as they are.
     """
     solver = cfg.SOLVER
-    grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
+    grouped: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     seen: set[int] = set()
     factors = {
         name: module.lr_factor for name, module in model.named_modules() if hasattr(module, "lr_factor")
@@ -36,13 +40,19 @@ def parameter_groups(model: nn.Module, cfg: CfgNode) -> list[dict[str, Any]]:
                 continue
             seen.add(id(parameter))
             decay = solver.WEIGHT_DECAY
-            if isinstance(module, _NORMS):
+            free = bool(getattr(module, "momentum_free", False))
+            if free:
+                decay = 0.0
+            elif isinstance(module, _NORMS):
                 decay = solver.WEIGHT_DECAY_NORM
             elif name == "bias":
                 decay = solver.WEIGHT_DECAY_BIAS
             lr = solver.BASE_LR * _nearest_factor(module_name, factors)
-            grouped.setdefault((lr, decay), []).append(parameter)
-    return [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in grouped.items()]
+            grouped.setdefault((lr, decay, free), []).append(parameter)
+    return [
+        {"params": params, "lr": lr, "weight_decay": decay} | (_MOMENTUM_FREE if free else {})
+        for (lr, decay, free), params in grouped.items()
+    ]
 
 
 def _nearest_factor(module_name: str, factors: dict[str, Any]) -> float:
@@ -54,8 +64,13 @@ def _nearest_factor(module_name: str, factors: dict[str, Any]) -> float:
     return 1.0
 
 
-def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
-    """The optimizer of ``cfg.SOLVER``; gradients are clipped inside its ``step``, after AMP's unscaling."""
+def build_optimizer(
+    model: nn.Module, cfg: CfgNode, before_step: Sequence[Callable[..., None]] = ()
+) -> torch.optim.Optimizer:
+    """The optimizer of ``cfg.SOLVER``; gradients are clipped inside its ``step``, after AMP's unscaling.
+
+    ``before_step(optimizer, ...)`` are called there before, in their order.
+    """
     solver = cfg.SOLVER
     groups = parameter_groups(model, cfg)
     name = solver.OPTIMIZER.upper()
@@ -70,6 +85,8 @@ def build_optimizer(model: nn.Module, cfg: CfgNode) -> torch.optim.Optimizer:
         )
     else:
         raise UserError(f"SOLVER.OPTIMIZER: unknown optimizer {name!r}; choose ADAM, ADAMW or SGD")
+    for hook in before_step:
+        optimizer.register_step_pre_hook(hook)
     if solver.CLIP_GRADIENTS.ENABLED:
         _clip_in_step(optimizer, solver.CLIP_GRADIENTS)
     return optimizer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
@@ -11,13 +13,26 @@ from torch import Tensor
 Reduce = Callable[[Tensor], Tensor]
 
 
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Inside, the means are this process's own: for a look at a loss that the other processes do not take."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean of ``value`` over all processes; ``value`` itself in a single process. Without gradient.
 
     A loss that each process divides by the mean of a count is, once DDP has averaged the gradients, the loss
     over the whole batch divided by the whole count. Every process must call it, in the same order.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if _alone.get() or not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return value.detach()
     total = value.detach().clone()
     dist.all_reduce(total)
