@@ -105,6 +105,28 @@ def plain_dumps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def train_until(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``train_until(cfg, engine, iteration)``: a run that is interrupted after that step (0-based)."""
+    from scenekd.engines.session import train_once
+    from scenekd.recorder import Recorder
+
+    after_step = Recorder.after_step
+
+    def train(cfg: object, engine: str, last: int) -> None:
+        def stop(self: Recorder, iteration: int, losses: dict[str, torch.Tensor]) -> None:
+            after_step(self, iteration, losses)
+            if iteration == last:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Recorder, "after_step", stop)
+            with pytest.raises(KeyboardInterrupt):
+                train_once(0, 0, 1, cfg, engine)
+
+    return train
+
+
+@pytest.fixture
 def tiny_config(scenes: Path, tmp_path: Path) -> Callable[..., object]:
     """``tiny_config(folder, *overrides)``: a configuration of a few seconds' training."""
     file = tmp_path / "tiny.yaml"

@@ -14,7 +14,7 @@ from scenekd.matching import AnchorGrid, match_batch
 from scenekd.negatives import negative_weights
 from scenekd.sample import Target
 
-from .sources import weigh_sources
+from .sources import source_losses, weigh_sources
 
 
 class DetectionTerm(nn.Module):
@@ -57,6 +57,7 @@ class DetectionTerm(nn.Module):
         self.iou_threshold = iou_threshold
         self.negative_ratio = negative_ratio
         self.reduce = reduce
+        self._logged: dict[str, Tensor] = {}
 
     def forward(
         self,
@@ -97,8 +98,13 @@ class DetectionTerm(nn.Module):
                 negative_weights=self._negatives(targets, boxes[images], bool(source), anchors, grid),
             )
             total.append(torch.stack([result["loss_cls"], result["loss_box"]]))
+        self._logged = source_losses("detection", total, ground_truth, teacher)
         class_loss, box_loss = (shares[:, None] * torch.stack(total)).sum(dim=0)
         return {"loss_cls": class_loss, "loss_box": box_loss}
+
+    def log_values(self) -> dict[str, Tensor]:
+        """The last batch's class and box loss from each source alone, summed."""
+        return self._logged
 
     def _negatives(
         self,

@@ -16,7 +16,7 @@ from scenekd.losses.reduce import Reduce, at_least_float32, mean_over_processes,
 from scenekd.losses.soft_pixels import SoftPixels
 from scenekd.sample import IGNORE_INDEX, Target
 
-from .sources import weigh_sources
+from .sources import source_losses, weigh_sources
 
 VOIDS = ("none", "padding", "labels")
 
@@ -41,6 +41,7 @@ class SegmentationTerm(nn.Module):
         self.soft_pixels = SoftPixels(**soft)
         self.void = void
         self.reduce = reduce
+        self._logged: dict[str, Tensor] = {}
 
     def forward(self, logits: Tensor, targets: Sequence[Target]) -> Tensor:
         """A scalar.
@@ -61,7 +62,12 @@ class SegmentationTerm(nn.Module):
             loss, counted = pixel_loss(logits[chosen], [targets[i] for i in chosen.tolist()])
             count = self.reduce((weight[chosen] * counted.sum(dim=(1, 2))).sum())
             total.append((weight[chosen] * loss.sum(dim=(1, 2))).sum() / safe_count(count))
+        self._logged = source_losses("segmentation", total, ground_truth, teacher)
         return (shares * torch.stack(total)).sum()
+
+    def log_values(self) -> dict[str, Tensor]:
+        """The last batch's loss from each source alone."""
+        return self._logged
 
     def _soft_pixels(self, logits: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
         """Cross-entropy against the teacher's soft labels (n, h, w), 0 where void, and how much a pixel counts."""

@@ -12,6 +12,22 @@ from torch import Tensor
 
 from scenekd.losses.reduce import Reduce, at_least_float32, safe_count
 
+SOURCES = ("ground_truth", "teacher")
+
+
+def source_losses(task: str, losses: Sequence[Tensor], *weights: Sequence[float]) -> dict[str, Tensor]:
+    """``source/<task>/<source>`` for the log: the loss of each source that some image learns from.
+
+    Args:
+        losses: one or several numbers for each of :data:`SOURCES`; they are summed.
+        weights: for each source one weight an image.
+    """
+    return {
+        f"source/{task}/{source}": loss.detach().sum()
+        for source, loss, own in zip(SOURCES, losses, weights)
+        if any(own)
+    }
+
 
 def weigh_sources(
     ground_truth: Sequence[float], teacher: Sequence[float], like: Tensor, reduce: Reduce

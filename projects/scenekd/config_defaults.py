@@ -129,6 +129,20 @@ def detectron2_defaults() -> CN:
     solver.CLIP_GRADIENTS.NORM_TYPE = 2.0
     solver.AMP = CN()
     solver.AMP.ENABLED = False
+    solver.EMA = CN()
+    solver.EMA.ENABLED = False  # evaluate and save a running mean of the weights; last.pth holds both
+    solver.EMA.DECAY = 0.999
+    solver.EMA.WARMUP = 9  # the decay of step t = 0, 1, … is at most (1 + t) / (1 + t + WARMUP)
+    solver.CHECK_GRADIENTS = False  # stop at a gradient that is not finite; always on with CLIP_GRADIENTS
+    # Parameters wait for their own number of labelled images (UberNet: Kokkinos, CVPR 2017, section 3.1)
+    solver.ASYNC_UPDATES = CN()
+    solver.ASYNC_UPDATES.ENABLED = False
+    solver.ASYNC_UPDATES.IMAGES = 0  # labelled for a task before its own parameters step; 0: IMS_PER_BATCH
+    solver.ASYNC_UPDATES.TASK_IMAGES = ()  # pairs (task, images) for tasks with another number
+    solver.ASYNC_UPDATES.SHARED_IMAGES = 0  # labelled for any task before the others step; 0: IMS_PER_BATCH
+    # The pair that a config's author tuned, for the doctor: another batch size wants another rate; 0: not told
+    solver.REFERENCE_IMS_PER_BATCH = 0
+    solver.REFERENCE_LR = 0.0
     solver.CHECKPOINT_PERIOD = 5000  # iterations; last.pth is written, for --resume
     solver.LOG_PERIOD = 20
 

@@ -20,10 +20,12 @@ from .data.catalog import Dataset, assert_disjoint, load_datasets
 from .data.mapper import Mapper, collate
 from .data.policy import SourcePolicy, build_policy
 from .errors import UserError
+from .extras import Extras
 from .files import write_text
 from .models import build_model, choose_device, load_initial_weights
 from .sample import Target
 from .sampling import DrawSampler, ShareSampler
+from .skipped import SkippedImages
 from .teachers.build import check_teacher_overlap, open_store
 from .teachers.protocol import TeacherStore
 
@@ -83,6 +85,7 @@ class Experiment:
             logger.warning("%s: nothing to resume, starting afresh", last)
         self.start_iteration: int = int(self.state.get("iteration", 0))
         self.best: float | None = self.state.get("best")
+        self.skipped = SkippedImages()
 
     def _check_same_run(self, last: Path) -> None:
         for key in ("optimizer", "model", "iteration"):
@@ -154,6 +157,7 @@ class Experiment:
             policy=self.policy,
             soft_size=self.soft_size(),
         )
+        self.skipped.watch("train", mapper, self.state.get("skipped", ()))
         sampler = DrawSampler(
             self.images_per_process,
             start=self.start_iteration,
@@ -188,9 +192,10 @@ class Experiment:
         """The network on its device, with ``MODEL.WEIGHTS`` or the resumed weights."""
         net = build_model(self.cfg, pretrained=not (self.state or self.whole))
         if self.state:
-            checkpoint.load_state(
-                net, self.state["model"], str(self.output_dir / checkpoint.LAST), strict=True
-            )
+            weights = self.state["model"]
+            if self.whole and self.cfg.SOLVER.EMA.ENABLED:  # an evaluation is of the averaged weights
+                weights = weights | self.state.get("ema", {})
+            checkpoint.load_state(net, weights, str(self.output_dir / checkpoint.LAST), strict=True)
         elif self.whole:
             checkpoint.load_weights(net, self.cfg.MODEL.WEIGHTS, strict=True)
         else:
@@ -209,9 +214,14 @@ class Experiment:
         return getattr(self.net, "segmentation_size", None)
 
     @functools.cached_property
+    def extras(self) -> Extras:
+        """What training keeps beside network and optimizer, with its resumed state."""
+        return Extras(self.net, self.cfg, self.state)
+
+    @functools.cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer, with its resumed state."""
-        optimizer = optim.build_optimizer(self.net, self.cfg)
+        optimizer = optim.build_optimizer(self.net, self.cfg, self.extras.before_step)
         if self.state:
             given = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
             optimizer.load_state_dict(self.state["optimizer"])
@@ -254,6 +264,8 @@ class Experiment:
             iteration=iteration,
             engine=engine,
             best=self.best,
+            skipped=self.skipped.ids("train"),
+            **self.extras.state_dict(),
         )
         state.update({"SEED": self.cfg.SEED, "SOLVER.IMS_PER_BATCH": self.cfg.SOLVER.IMS_PER_BATCH})
         checkpoint.atomic_save(state, self.output_dir / checkpoint.LAST)
@@ -268,8 +280,9 @@ class Experiment:
                 buffer /= self.world_size
 
     def save_model(self, name: str = checkpoint.MODEL_FINAL) -> None:
-        """Write the network as a model checkpoint."""
-        checkpoint.save_model(self.net, self.config_text(), self.output_dir / name)
+        """Write the network as a model checkpoint, with its averaged weights where they are kept."""
+        with self.extras.averaged():
+            checkpoint.save_model(self.net, self.config_text(), self.output_dir / name)
 
 
 def _one_thread(_: int) -> None:

@@ -18,7 +18,9 @@ from tqdm import tqdm
 from . import checkpoint, optim
 from .errors import UserError
 from .experiment import Experiment
+from .extras import LogMeans
 from .files import write_text
+from .finite import not_finite
 from .results import flatten
 from .sampling import seed_iteration
 
@@ -40,6 +42,7 @@ class Recorder:
         self._sums: dict[str, torch.Tensor] = {}
         self._seconds = 0.0
         self._steps = 0
+        self._means = LogMeans()
 
     def start(self) -> None:
         """Open the progress bar; lines of steps that a resumed run takes again are dropped."""
@@ -58,6 +61,7 @@ class Recorder:
     def before_step(self, iteration: int) -> float:
         """Seed the model's randomness and set the learning rate of step ``iteration`` (0-based)."""
         self._step_start = time.perf_counter()
+        self.experiment.extras.guard.iteration = iteration
         seed_iteration(self.cfg.SEED, iteration, self.experiment.rank)
         return optim.set_lr(self.experiment.optimizer, self.cfg, iteration)
 
@@ -65,10 +69,13 @@ class Recorder:
         """Account for step ``iteration``; every LOG_PERIOD steps the means go to ``metrics.json``.
 
         Raises:
-            UserError: a loss is not finite (checked every step on CPU; on CUDA when logging and saving).
+            UserError: a loss is not finite (checked every step on CPU; on CUDA when logging and saving). What the
+                network itself returns, :class:`.finite.FiniteGuard` has looked at before.
         """
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, torch.zeros(())).to(value.device) + value.detach()
+        self.experiment.extras.after_step(iteration)
+        self._means.add(self.experiment.extras.log_values())
         self._steps += 1
         self._seconds += time.perf_counter() - self._step_start
         done = iteration + 1
@@ -88,6 +95,7 @@ class Recorder:
     def save(self, iteration: int, scaler: dict[str, Any] | None = None) -> None:
         """Write ``last.pth``, and at the end ``model_final.pth``."""
         self.experiment.sync_buffers()
+        self.experiment.skipped.share()
         if not self.experiment.is_main:
             return
         done = iteration + 1
@@ -138,6 +146,7 @@ class Recorder:
             "lr": optim.lr_at(self.cfg, done - 1),
             "total_loss": sum(means.values()),
             **means,
+            **self._means.pop(),
             "time": self._seconds / self._steps,
         }
         if self._bar is not None:
@@ -149,14 +158,6 @@ class Recorder:
         if self.experiment.is_main:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-
-
-def not_finite(what: str, iteration: int) -> UserError:
-    """The error of a training that diverged."""
-    return UserError(
-        f"{what} at iteration {iteration}; lower SOLVER.BASE_LR, add SOLVER.WARMUP_ITERS or set "
-        "SOLVER.CLIP_GRADIENTS.ENABLED True"
-    )
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

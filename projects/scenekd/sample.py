@@ -161,6 +161,17 @@ class Target:
     doubtful_boxes: Tensor | None = None
     doubtful_scores: Tensor | None = None
 
+    def labelled_tasks(self) -> set[str]:
+        """The tasks that this image has a label for, of ground truth or a teacher, with a weight above 0."""
+        weights = self.weights
+        known = {
+            "detection": weights.detection_gt * self.has_boxes
+            + weights.detection_teacher * self.has_teacher_boxes,
+            "segmentation": weights.segmentation_gt * (self.sem_seg is not None)
+            + weights.segmentation_teacher * (self.soft_seg is not None),
+        }
+        return {task for task, weight in known.items() if weight > 0}
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         """A copy with every tensor on ``device``."""
         moved: dict[str, Any] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,7 +60,8 @@ class Mapper:
         self.soft_target = cfg.DISTILL.SEGMENTATION.TARGET
         self.void = cfg.DISTILL.SEGMENTATION.VOID
         self.background = cfg.TEACHER.SEGMENTATION.BACKGROUND
-        self.skipped: set[str] = set()
+        # In shared memory: the data workers, who read, and the process itself see one account.
+        self._unusable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -80,21 +81,32 @@ class Mapper:
         start = record_index(self.seed, index, len(self)) if self.train else index
         for step in range(len(self)):
             # an unusable image gives way to the next one of the list, whatever the worker
-            record = self.dataset.records[(start + step) % len(self)]
+            position = (start + step) % len(self)
             try:
-                sample = self._read(record, index)
+                sample = self._read(self.dataset.records[position], index)
             except BadRecordError as error:
                 if not self.skip_bad:
                     raise
-                self._note(record, error)
+                self._note(position, error)
                 continue
             return self.transforms(sample, draw_rng(self.seed, index))
         raise BadRecordError(f"{self.dataset.name}: none of its {len(self)} images can be read")
 
-    def _note(self, record: Record, error: BadRecordError) -> None:
-        if record.image_id not in self.skipped:
-            self.skipped.add(record.image_id)
-            logger.warning("skipped (%d so far): %s", len(self.skipped), error)
+    @property
+    def skipped(self) -> set[str]:
+        """Ids of the images that were found unusable, by this process and all its data workers."""
+        return {self.dataset.records[i].image_id for i in self._unusable.nonzero().flatten().tolist()}
+
+    def mark_skipped(self, image_ids: Collection[str]) -> None:
+        """Take over what other processes, or the run before a resume, have found unusable."""
+        for i, record in enumerate(self.dataset.records if image_ids else ()):
+            if record.image_id in image_ids:
+                self._unusable[i] = True
+
+    def _note(self, position: int, error: BadRecordError) -> None:
+        if not self._unusable[position]:
+            self._unusable[position] = True
+            logger.warning("skipped (%d so far): %s", int(self._unusable.sum()), error)
 
     def _read(self, record: Record, index: int) -> Sample:
         image = read_image(record)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..evaluation.evaluator import Evaluator
-from ..recorder import Recorder, not_finite
+from ..recorder import Recorder
 
 
 class SceneKDTrainer(SimpleTrainer):
@@ -50,10 +50,7 @@ class SceneKDTrainer(SimpleTrainer):
             last = part == self.accumulate - 1
             with self._unsynchronised(not last):
                 self._backward(data[part * size : (part + 1) * size])
-        try:
-            self._write_metrics(self.losses, data_time)
-        except FloatingPointError:
-            raise not_finite("a loss became infinite or NaN", self.iter) from None
+        self._write_metrics(self.losses, data_time)
         if self.grad_scaler is None:
             self.optimizer.step()
         else:

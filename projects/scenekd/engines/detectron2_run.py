@@ -41,7 +41,8 @@ def train(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
     def run_evaluation() -> dict[str, Any]:
         latest.clear()
-        latest.update(_evaluate(experiment, model))
+        with experiment.extras.averaged():
+            latest.update(_evaluate(experiment, model))
         recorder.evaluated(trainer.iter + 1, latest)
         model.train()
         return {t: {k: v for k, v in m.items() if isinstance(v, float)} for t, m in latest.items()}
@@ -55,7 +56,8 @@ def train(experiment: Experiment) -> dict[str, dict[str, Any]]:
     trainer.register_hooks(registered)
     trainer.train(experiment.start_iteration, cfg.SOLVER.MAX_ITER)
     if cfg.DATASETS.TEST and not latest:
-        latest.update(_evaluate(experiment, model))
+        with experiment.extras.averaged():
+            latest.update(_evaluate(experiment, model))
     return latest
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,6 +77,7 @@ class SceneKDHook(Hook):
 
     def __init__(self, recorder: Recorder, metric: SceneKDMetric | None = None) -> None:
         self.recorder, self.metric = recorder, metric
+        self._averaged = contextlib.ExitStack()
 
     def before_train(self, runner: Runner) -> None:
         """Open the progress bar."""
@@ -96,11 +98,13 @@ class SceneKDHook(Hook):
             self.recorder.save(batch_idx, scaler.state_dict() if scaler else None)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """One set of batch statistics in every process."""
+        """One set of batch statistics in every process; the averaged weights, where they are kept."""
         self.recorder.experiment.sync_buffers()
+        self._averaged.enter_context(self.recorder.experiment.extras.averaged())
 
     def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
-        """Log the evaluation."""
+        """Log the evaluation; the network's own weights come back."""
+        self._averaged.close()
         if self.metric is not None:
             self.recorder.evaluated(runner.iter, self.metric.latest)
 

@@ -33,7 +33,8 @@ def train_once(
         start_wandb(cfg)
     start = time.perf_counter()
     results = engine_module(engine).train(experiment)
-    _finish(experiment, engine, results, time.perf_counter() - start, trained=True)
+    with experiment.extras.averaged():
+        _finish(experiment, engine, results, time.perf_counter() - start, trained=True)
     return results
 
 
@@ -76,14 +77,19 @@ def _finish(
     out: str = "",
 ) -> None:
     cfg = experiment.cfg
+    skipped = experiment.skipped
+    skipped.share()
+    data = {}
+    if experiment.is_main and trained:
+        data["train"] = skipped.describe("train", experiment.train_data, cfg.DATASETS.TRAIN)
+    if experiment.is_main and cfg.DATASETS.TEST:
+        data["test"] = skipped.describe("test", experiment.test_data, cfg.DATASETS.TEST)
     if experiment.is_main and results:
         more: dict[str, Any] = {"seconds": round(seconds, 1)}
         if trained:
             more["images_seen"] = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
-            more["train"] = {"names": list(cfg.DATASETS.TRAIN), "images": len(experiment.train_data.records)}
-        more["test"] = {"names": list(cfg.DATASETS.TEST), "images": len(experiment.test_data.records)}
         path = Path(out) if out else experiment.output_dir / "results.json"
-        write_results(path, results, describe_run(cfg, engine, **more))
+        write_results(path, results, describe_run(cfg, engine, **more, **data))
         print(summary_line(results))
     if trained:
         report_run(experiment, results)
