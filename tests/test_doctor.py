@@ -95,7 +95,7 @@ def test_this_environment_is_told_whole() -> None:
 @pytest.fixture
 def finished(tiny_config: Callable[..., Any]) -> Path:
     """The output folder of a run that ended well."""
-    cfg = tiny_config("run")
+    cfg = tiny_config("run", "SOLVER.WARMUP_ITERS", 1)
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir()
     (folder / "config.yaml").write_text(cfg.dump())

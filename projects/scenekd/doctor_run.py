@@ -13,6 +13,7 @@ import numpy as np
 from . import checkpoint
 from .config import load_config
 from .doctor_findings import Finding, error, ok, run_checks, warning
+from .doctor_health import RunFacts, check_health, read_teacher_scores
 from .errors import UserError
 from .recorder import read_metrics
 
@@ -25,7 +26,7 @@ def check_run(folder: str | Path) -> list[Finding]:
     folder = Path(folder)
     if not folder.is_dir():
         return [error(f"{folder}: no such folder", "give the OUTPUT_DIR of a run")]
-    return run_checks(
+    findings = run_checks(
         [
             ("config.yaml", lambda: check_config_file(folder)),
             ("metrics.json: losses are finite and fall", lambda: check_metrics(folder)),
@@ -35,6 +36,33 @@ def check_run(folder: str | Path) -> list[Finding]:
             ("nothing half-written", lambda: check_leftovers(folder)),
         ]
     )
+    try:
+        facts = read_facts(folder)
+    except UserError as reason:
+        return [*findings, error(str(reason))]
+    return findings + check_health(facts) if facts is not None and facts.lines else findings
+
+
+def read_facts(folder: Path) -> RunFacts | None:
+    """What the checks of a run's health need; None without a readable configuration, of which another check tells,
+    as of damaged results.
+
+    Raises:
+        UserError: a teacher's scores are damaged.
+    """
+    try:
+        cfg = load_config(folder / "config.yaml")
+    except UserError:
+        return None
+    path = folder / "metrics.json"
+    lines = read_metrics(path) if path.is_file() else []
+    try:
+        results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        results = {}
+    if not isinstance(results, dict):
+        results = {}
+    return RunFacts(cfg, lines, results, read_teacher_scores(folder, cfg))
 
 
 def check_config_file(folder: Path) -> list[Finding]:
