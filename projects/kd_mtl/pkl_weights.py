@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import pickle
 import re
 from typing import Any
 
@@ -15,39 +13,6 @@ from torch import Tensor
 from .trunks import PIXEL_STD
 
 _LOG = logging.getLogger(__name__)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays in plain containers, and nothing else."""
-
-    _ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"),  # numpy 1
-        ("numpy._core.multiarray", "_reconstruct"),  # numpy 2
-        ("numpy._core.numeric", "_frombuffer"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("collections", "OrderedDict"),
-        ("_codecs", "encode"),  # how Python 3 writes bytes into protocol 2
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)
-
-
-def load_array_pickle(data: bytes) -> Any:
-    """Unpickle ``data`` that holds numpy arrays and plain containers only (Python 2's pickles too).
-
-    Raises:
-        pickle.UnpicklingError: it is damaged, or names anything else.
-    """
-    try:
-        return _ArrayUnpickler(io.BytesIO(data), encoding="latin1").load()
-    except pickle.UnpicklingError:
-        raise
-    except Exception as error:  # a damaged pickle can fail in any way
-        raise pickle.UnpicklingError(f"it is damaged: {error}") from None
 
 
 def trunk_arrays(content: Any) -> dict[str, Tensor]:

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from scenekd.array_pickle import load_array_pickle
 from scenekd.errors import UserError
 
-from .pkl_weights import load_array_pickle, trunk_arrays
+from .pkl_weights import trunk_arrays
 
 _KEY = "MODEL.WEIGHTS"
 _LOG = logging.getLogger(__name__)

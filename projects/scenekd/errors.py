@@ -41,6 +41,12 @@ def run_cli(main: Callable[[], object], *, debug: bool | None = None) -> None:
         raise SystemExit(2) from None
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what a foreign error says, or its kind where it says nothing."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]
+
+
 def _one_line(error: Exception) -> str | None:
     """The message for a user, or None where the error is not one that a user caused."""
     if isinstance(error, UserError):
