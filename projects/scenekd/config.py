@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 from fvcore.common.config import CfgNode as CN
 
 from .config_defaults import detectron2_defaults, own_defaults
 from .errors import UserError
+from .teachers.uri import is_uri, node_from_uri
 
 SYSTEMS = ("kd_mtl", "fcn_kd", "blindnet", "envise")
 
@@ -35,6 +37,8 @@ _AT_LEAST = {
     "SOLVER.LOG_PERIOD": 1,
     "TEST.BATCH_SIZE": 1,
     "TEST.EVAL_PERIOD": 0,
+    "TEACHER.BATCH_SIZE": 0,
+    "TEACHER.SCORE_IMAGES": 0,
 }
 
 _SYSTEM_DEFAULTS: dict[str, Callable[[CN], None]] = {}
@@ -109,7 +113,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CN:
     if not path.is_file():
         raise UserError(f"{path}: no such config file")
     try:
-        loaded = CN.load_yaml_with_base(str(path))
+        loaded = _ConfigFile.load_yaml_with_base(str(path))
     except OSError as error:
         raise UserError(f"{path}: _BASE_ leads to {error.filename}: {error.strerror}") from None
     except RecursionError:
@@ -117,6 +121,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CN:
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, AssertionError) as error:
         raise UserError(f"{path}: not a valid YAML config: {_reason(error)}") from None
     return _build(loaded, overrides, str(path))
+
+
+class _ConfigFile(CN):
+    """Reads files in which a teacher may stand as a URI; written out, a file and its base merge key by key."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str] | IO[bytes]:
+        with super()._open_cfg(filename) as file:
+            text = file.read()
+        loaded = yaml.safe_load(text)
+        nodes = loaded.get("TEACHER") if isinstance(loaded, dict) else None
+        named = {k: v for k, v in nodes.items() if is_uri(v)} if isinstance(nodes, dict) else {}
+        if not named:
+            return io.StringIO(str(text))
+        loaded["TEACHER"] |= {k: node_from_uri(v, f"{filename}: TEACHER.{k}") for k, v in named.items()}
+        return io.StringIO(yaml.safe_dump(loaded))
 
 
 def config_from_text(text: str, overrides: Sequence[str] = (), *, source: str = "config") -> CN:
@@ -145,13 +165,16 @@ def _build(loaded: Any, overrides: Sequence[str], source: str) -> CN:
 
 
 def apply_overrides(cfg: CN, overrides: Sequence[str]) -> None:
-    """Merge ``KEY VALUE`` pairs, in place."""
+    """Merge ``KEY VALUE`` pairs, in place; whole nodes, such as a teacher by its URI, before single keys."""
     if len(overrides) % 2:
         raise UserError(f"overrides come in pairs KEY VALUE; {overrides[-1]!r} stands alone")
     try:
-        for key, text in zip(overrides[::2], overrides[1::2]):
-            value = CN._decode_cfg_value(text)
-            cfg.merge_from_list([key, _fit(value, _value_at(cfg, key), key)])
+        pairs = [(key, text, _value_at(cfg, key)) for key, text in zip(overrides[::2], overrides[1::2])]
+        for key, text, default in sorted(pairs, key=lambda pair: not isinstance(pair[2], CN)):
+            value = _fit(CN._decode_cfg_value(text), default, key)
+            keys = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+            for name, part in keys.items():
+                cfg.merge_from_list([name, part])
     except (KeyError, ValueError, AssertionError) as error:
         raise UserError(f"command line: {_reason(error)}") from None
 
@@ -166,7 +189,10 @@ def _value_at(cfg: CN, key: str) -> Any:
 
 
 def _fit(value: Any, default: Any, key: str = "") -> Any:
-    """``value`` as yacs takes it: a whole number is a float where one is due, and "no value" is refused."""
+    """``value`` as yacs takes it: a whole number is a float where one is due, a teacher's URI fills its node, and
+    "no value" is refused."""
+    if isinstance(value, str) and isinstance(default, CN) and "TYPE" in default:
+        return node_from_uri(value, key)
     if isinstance(value, dict) and isinstance(default, CN):
         return {str(k): _fit(v, default.get(k), f"{key}.{k}".lstrip(".")) for k, v in value.items()}
     if value is None and default is not None:

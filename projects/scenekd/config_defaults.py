@@ -36,9 +36,10 @@ def own_defaults() -> CN:
     teacher = cfg.TEACHER = CN()
     for task in ("DETECTION", "SEGMENTATION"):
         node = teacher[task] = CN()
-        node.TYPE = ""  # "", torchvision, scenekd, folder, thesis
-        node.NAME = ""  # torchvision: model name, for example maskrcnn_resnet50_fpn
-        node.WEIGHTS = ""  # checkpoint, weight file, folder; "" for the zoo's own; "random" for none
+        # A string in place of the node is a URI, SCHEME://NAME, that fills TYPE, NAME and WEIGHTS.
+        node.TYPE = ""  # "", detectron2, mmseg, torchvision, scenekd, folder, thesis
+        node.NAME = ""  # of the zoo's model or config, for example maskrcnn_resnet50_fpn; or a config file
+        node.WEIGHTS = ""  # weight file, torchvision's enum, folder; "" for the zoo's own; "random" for none
         node.CONFIG = ""  # scenekd: YAML of the teacher; "" reads the one inside the checkpoint
         node.CLASSES = ()  # the teacher's class names; empty: known from its type
         node.CLASS_MAP = ()  # pairs (teacher name, our name or "background"), beside the built-in synonyms
@@ -58,6 +59,11 @@ def own_defaults() -> CN:
     node.MERGE_SIGMA = 0.5  # of soft_nms
     node.MORE = ()  # further teachers: mappings of these keys, each a TEACHER.DETECTION of its own
     node.SCORE_FACTOR = 1.0  # its scores times this, so that several teachers' agree
+    teacher.SEGMENTATION.HEAD = "auto"  # detectron2: masks | sem_seg; auto: sem_seg where the network has it
+    teacher.SEGMENTATION.GRID = "own"  # own | image: detectron2's and mmseg's logits before, after resizing
+    teacher.BATCH_SIZE = 0  # images a teacher is asked about at a time; 0: 8 on CUDA, else 1
+    teacher.AMP = False  # mixed precision where a teacher runs on CUDA
+    teacher.SCORE_IMAGES = 100  # labelled training images on which a run scores its teachers; 0: none
 
     distill = cfg.DISTILL = CN()
     for task in ("DETECTION", "SEGMENTATION"):

@@ -18,6 +18,7 @@ from ..config import add_scenekd_config
 from ..data.catalog import Dataset, load_datasets
 from ..errors import UserError
 from ..evaluation.evaluator import TASKS, Evaluator
+from ..teachers.uri import node_from_uri
 
 DATASET, RECORD = "scenekd_dataset", "scenekd_record"
 
@@ -48,7 +49,8 @@ def _merge(node: CfgNode, values: dict[str, Any], path: str) -> None:
         if key not in node:
             raise UserError(f"{path}{key}: no such key; choose from {', '.join(node)}")
         if isinstance(node[key], CfgNode):
-            _merge(node[key], dict(value), f"{path}{key}.")
+            named = node_from_uri(value, f"{path}{key}") if isinstance(value, str) else dict(value)
+            _merge(node[key], named, f"{path}{key}.")
         else:
             node[key] = tuple(value) if isinstance(value, list) else value
 

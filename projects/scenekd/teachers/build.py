@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
+
+import torch
 
 from ..data.records import Record
 from ..errors import UserError
@@ -25,6 +28,9 @@ from .sparse import SparseStore
 __all__ = ["build_manifest", "build_teacher", "check_teacher_overlap", "open_store", "teacher_class_map"]
 
 
+logger = logging.getLogger(__name__)
+
+
 def build_teacher(cfg: Any, task: str) -> Teacher:
     """The network that ``cfg.TEACHER.<TASK>`` describes.
 
@@ -37,12 +43,25 @@ def build_teacher(cfg: Any, task: str) -> Teacher:
     if not node.TYPE:
         raise UserError(f"{key}.TYPE: set it to one of {', '.join(NETWORKS)}")
     options: dict[str, Any] = {"classes": node.CLASSES, "trained_on": node.TRAINED_ON, "device": device}
+    options["amp"] = _amp(cfg, device)
+    limits = {"min_score": node.MIN_SCORE, "max_boxes": node.MAX_BOXES, "seed": cfg.SEED}
+    dense = cfg.TEACHER.SEGMENTATION
+    if dense.GRID != "own" and task == "segmentation" and node.TYPE not in ("detectron2", "mmseg"):
+        raise UserError(f"{key}.GRID: {node.TYPE} teachers keep their own grid; set it to own")
     teacher: Any
     if node.TYPE == "torchvision":
         from .zoo_torchvision import build_torchvision
 
-        options |= {"min_score": node.MIN_SCORE, "max_boxes": node.MAX_BOXES, "seed": cfg.SEED}
-        teacher = build_torchvision(node.NAME, node.WEIGHTS, **options)
+        teacher = build_torchvision(node.NAME, node.WEIGHTS, **options, **limits)
+    elif node.TYPE == "detectron2":
+        from .zoo_detectron2 import Detectron2Teacher
+
+        options |= {"task": task, "head": dense.HEAD, "grid": dense.GRID, **limits}
+        teacher = Detectron2Teacher(node.NAME, node.WEIGHTS, **options)
+    elif node.TYPE == "mmseg":
+        from .zoo_mmseg import MMSegTeacher
+
+        teacher = MMSegTeacher(node.NAME, node.WEIGHTS, grid=dense.GRID, seed=cfg.SEED, **options)
     else:
         from .scenekd_teacher import SceneKDTeacher
 
@@ -52,6 +71,14 @@ def build_teacher(cfg: Any, task: str) -> Teacher:
     if task == "detection" and node.NMS_THRESHOLD:
         set_nms(teacher, node.NMS_THRESHOLD, node.MAX_BOXES)
     return cast(Teacher, teacher)
+
+
+def _amp(cfg: Any, device: torch.device) -> bool:
+    """Whether teachers run in mixed precision: asked for, and on CUDA."""
+    if cfg.TEACHER.AMP and device.type != "cuda":
+        logger.warning("TEACHER.AMP: no CUDA device, teachers run in float32")
+        return False
+    return bool(cfg.TEACHER.AMP)
 
 
 def teacher_class_map(cfg: Any, task: str, source: Iterable[str]) -> ClassMap:

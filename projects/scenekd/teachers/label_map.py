@@ -101,11 +101,11 @@ class ClassMap:
         if soft.form == "scores":
             plane[1:][np.asarray(self.index) < 0] = -1
         out = np.empty((len(self.target) + 1, *soft.values.shape[1:]), np.float32)
-        level = _log_sum_exp(soft.values) if soft.form == "logits" else 0.0
+        level = log_sum_exp(soft.values) if soft.form == "logits" else 0.0
         for k in range(len(out)):
             members = soft.values[plane == k]
             if soft.form == "logits":
-                out[k] = _log_sum_exp(members) if len(members) else level + UNREACHED
+                out[k] = log_sum_exp(members) if len(members) else level + UNREACHED
             else:
                 out[k] = members.sum(0) if soft.form == "probabilities" else members.max(0, initial=0)
         return SoftSegmentation(out, soft.form)
@@ -178,6 +178,7 @@ def _stated(
     return stated
 
 
-def _log_sum_exp(values: np.ndarray) -> np.ndarray:
+def log_sum_exp(values: np.ndarray) -> np.ndarray:
+    """(K, …) → (…): log Σ_k exp(values), without overflow."""
     top = values.max(0)
     return top + np.log(np.exp(values - top).sum(0))

@@ -9,7 +9,12 @@ from ..data.voc import VOC_CLASSES
 from ..errors import UserError
 from .protocol import TASKS
 
-NETWORKS = ("torchvision", "scenekd")  # teachers that are asked; their outputs are cached
+NETWORKS = (
+    "torchvision",
+    "scenekd",
+    "detectron2",
+    "mmseg",
+)  # teachers that are asked; their outputs are cached
 FOLDERS = {"folder": (".npz",), "thesis": (".xml", ".npy")}  # teachers whose outputs are at hand
 KINDS = (*NETWORKS, *FOLDERS)
 

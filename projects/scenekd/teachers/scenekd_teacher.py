@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .. import checkpoint
 from ..config import config_from_text, load_config
@@ -17,7 +18,7 @@ from ..data.voc import VOC_CLASSES
 from ..errors import UserError
 from ..models import build_model
 from ..sample import Prediction, Sample, SoftSegmentation
-from .frozen import asking, freeze, to_array, weights_sha256
+from .frozen import amp_note, asking, freeze, to_array, weights_sha256
 from .protocol import TeacherInfo, TeacherOutput
 
 
@@ -39,6 +40,7 @@ class SceneKDTeacher:
         classes: Sequence[str] = (),
         trained_on: Sequence[str] = (),
         device: torch.device | str = "cpu",
+        amp: bool = False,
     ):
         state = checkpoint.read(weights)
         if config:
@@ -52,10 +54,10 @@ class SceneKDTeacher:
         net = build_model(cfg, pretrained=False)
         checkpoint.load_state(net, checkpoint.weights_of(state), str(weights), strict=True)
         self.classes = tuple(classes) or tuple(cfg.DATASETS.CLASSES) or VOC_CLASSES
-        self.net, self.device = freeze(net, device), device
+        self.net, self.device, self.amp = freeze(net, device), device, amp
         self.input_size: int = cfg.INPUT.SIZE
         self._transforms = build_transforms(cfg, train=False)
-        probe = self._ask(np.zeros((cfg.INPUT.SIZE, cfg.INPUT.SIZE, 3), np.uint8))
+        probe = self._ask([np.zeros((cfg.INPUT.SIZE, cfg.INPUT.SIZE, 3), np.uint8)])[0]
         has = {"detection": probe.boxes is not None, "segmentation": probe.sem_seg is not None}
         self.tasks = tuple(task for task, present in has.items() if present)
         if probe.sem_seg is not None and len(probe.sem_seg) != len(self.classes) + 1:
@@ -68,6 +70,7 @@ class SceneKDTeacher:
             weights_sha256(net),
             tuple(trained_on) or tuple(cfg.DATASETS.TRAIN),
             "logits" if has["segmentation"] else "",
+            amp_note(amp),
         )
 
     def info(self) -> dict[str, Any]:
@@ -89,13 +92,18 @@ class SceneKDTeacher:
 
     def predict(self, images: Sequence[np.ndarray]) -> list[TeacherOutput]:
         """Boxes in pixels of each image, and dense logits on the network's own grid."""
-        return [self._output(self._ask(image), *image.shape[:2]) for image in images]
+        # The network's input has one size, so that all images make one batch.
+        found = self._ask(images) if images else []
+        return [self._output(said, *image.shape[:2]) for said, image in zip(found, images)]
 
-    def _ask(self, image: np.ndarray) -> Prediction:
+    def _ask(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        pixels = torch.stack([self._prepare(image) for image in images])
+        with asking(self.net, self.amp):
+            return list(self.net(pixels.to(self.device).float(), None))
+
+    def _prepare(self, image: np.ndarray) -> Tensor:
         sample = self._transforms(Sample(image=image, image_id="teacher"), np.random.default_rng(0))
-        pixels = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
-        with asking(self.net):
-            return self.net(pixels[None].to(self.device).float(), None)[0]
+        return torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
 
     @staticmethod
     def _output(prediction: Prediction, height: int, width: int) -> TeacherOutput:

@@ -5,6 +5,7 @@ R: proposals or anchors of an image; N: boxes kept; L: the network's labels, bac
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,15 +13,22 @@ from torchvision.models.detection.ssd import SSD
 
 
 class HeadProbabilities:
-    """Listens to a detector's classification head, for one image at a time.
+    """Listens to a detector's classification head, for the images of one batch.
 
     The networks do not say which row of their head a box was taken from, but a box's score is one of the head's
     probabilities, bit for bit: it is looked up. (Of rows with the same score for a label the first is taken.)
+
+    Args:
+        head: gives (R, L) logits of all images' proposals first, or a dict with ``cls_logits`` (images, R, L).
+        roi_heads: what calls such a head of proposals, to tell how many are each image's; None: one image's.
     """
 
-    def __init__(self, head: nn.Module) -> None:
-        self._logits: Tensor | None = None
+    def __init__(self, head: nn.Module, roi_heads: nn.Module | None = None) -> None:
+        self._logits: deque[Tensor] = deque()
+        self._counts: list[int] | None = None
         head.register_forward_hook(self._note)
+        if roi_heads is not None:
+            roi_heads.register_forward_pre_hook(self._count)
 
     @classmethod
     def of(cls, net: nn.Module) -> HeadProbabilities | None:
@@ -28,22 +36,28 @@ class HeadProbabilities:
         None for others: RetinaNet and FCOS score each class by itself."""
         roi_heads = getattr(net, "roi_heads", None)
         if roi_heads is not None:
-            return cls(roi_heads.box_predictor)
+            return cls(roi_heads.box_predictor, roi_heads)
         return cls(net.head) if isinstance(net, SSD) else None
 
+    def _count(self, module: nn.Module, inputs: Any) -> None:
+        self._counts = [len(proposals) for proposals in inputs[1]]
+
     def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self._logits = output["cls_logits"][0] if isinstance(output, dict) else output[0]
+        if isinstance(output, dict):
+            self._logits = deque(output["cls_logits"])
+        else:
+            self._logits = deque(output[0].split(self._counts or len(output[0])))
 
     def rows(self, labels: Tensor, scores: Tensor) -> Tensor | None:
-        """(N, L) probabilities behind each box of the image that was just asked; None where the head was not
-        used for it.
+        """(N, L) probabilities behind each box of the next image of the batch that was just asked; None where the
+        head was not used for it.
 
         Raises:
             ValueError: a score is none of the head's probabilities.
         """
-        if self._logits is None:
+        if not self._logits:
             return None
-        probabilities, self._logits = self._logits.softmax(dim=-1), None
+        probabilities = self._logits.popleft().softmax(dim=-1)
         if not len(labels):
             return probabilities[:0]
         distance, row = (probabilities[:, labels] - scores).abs().min(dim=0)

@@ -14,34 +14,33 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.transforms.functional import normalize
 
 from .. import checkpoint
 from ..errors import UserError
 from ..sample import SoftSegmentation
-from .frozen import asking, freeze, to_array, to_tensor, weights_sha256
+from .frozen import NetworkTeacher, amp_note, freeze, to_array, to_bytes, to_tensor, weights_sha256
 from .label_map import join_classes
 from .masks import masks_to_scores
 from .protocol import TeacherInfo, TeacherOutput
 from .torchvision_vectors import HeadProbabilities
+from .uri import nearest
 
 RANDOM = "random"
+NO_LIMIT = 1 << 20  # boxes: more than any network proposes
 COCO_TRAINING = ("COCO train2017",)  # what torchvision trained all of these on
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _NOT_A_CLASS = ("__background__", "N/A")
 
 
-class TorchvisionDetector:
+class TorchvisionDetector(NetworkTeacher):
     """A box detector; Mask R-CNN has dense scores too, from its masks (form scores, at the image's size).
 
     Args:
         classes: without background; the network's label i + 1 is ``classes[i]``. Empty: COCO's 80, for
         weights
             with COCO's 91 labels.
-        min_score, max_boxes: what the network itself keeps, before and after suppression.
+        min_score, max_boxes: what the network itself keeps, before and after suppression; 0 boxes: no limit.
     """
 
     def __init__(
@@ -54,9 +53,10 @@ class TorchvisionDetector:
         max_boxes: int = 100,
         trained_on: Sequence[str] = (),
         device: torch.device | str = "cpu",
+        amp: bool = False,
         seed: int = 0,
     ):
-        labels = ("__background__", *classes) if classes else _categories(name)
+        labels = ("__background__", *classes) if classes else _categories(name, weights)
         self.classes = tuple(c for c in labels if c not in _NOT_A_CLASS)
         names = [c if c not in _NOT_A_CLASS else None for c in labels]
         # The place of each of the network's labels among the classes; −1 for gaps in COCO's numbering.
@@ -64,27 +64,23 @@ class TorchvisionDetector:
         self._place = np.array([-1 if c is None else order[c] for c in names])
         net = _build(name, weights, len(labels), seed)
         part = getattr(net, "roi_heads", net)
-        part.score_thresh, part.detections_per_img = min_score, max_boxes
-        self.net, self.device = freeze(net, device), device
+        part.score_thresh, part.detections_per_img = min_score, max_boxes or NO_LIMIT
+        self.net, self.device, self.amp = freeze(net, device), device, amp
         self._head = HeadProbabilities.of(net)
         self.has_masks = name.startswith("maskrcnn")
         self.tasks = ("detection", "segmentation") if self.has_masks else ("detection",)
-        self._info = _info(name, weights, net, trained_on, "scores" if self.has_masks else "")
-
-    def info(self) -> dict[str, Any]:
-        """Fields of the teacher."""
-        return self._info.as_dict()
+        form = "scores" if self.has_masks else ""
+        self._info = _info(name, weights, net, trained_on, form, **amp_note(amp))
 
     def set_nms(self, threshold: float, max_boxes: int) -> None:
         """Suppress at another IoU (1: hardly any) and keep the best ``max_boxes`` after it, for the cache."""
         part = getattr(self.net, "roi_heads", self.net)
-        part.nms_thresh, part.detections_per_img = threshold, max_boxes
+        part.nms_thresh, part.detections_per_img = threshold, max_boxes or NO_LIMIT
         self._info.extra["nms_threshold"] = threshold
 
-    def predict(self, images: Sequence[np.ndarray]) -> list[TeacherOutput]:
-        """Boxes of each image (and dense scores of Mask R-CNN) at the image's own size."""
-        with asking(self.net):
-            return [self._output(self.net([to_tensor(image, self.device)])[0]) for image in images]
+    def _ask(self, images: list[np.ndarray]) -> list[TeacherOutput]:
+        found = self.net([to_tensor(image, self.device) for image in images])
+        return [self._output(one) for one in found]  # in their order, as the head's listener has them
 
     def _output(self, found: dict[str, Tensor]) -> TeacherOutput:
         labels = self._place[found["labels"].cpu().numpy()]
@@ -99,12 +95,12 @@ class TorchvisionDetector:
         return TeacherOutput(boxes, labels, scores, soft, vectors)
 
 
-class TorchvisionSegmenter:
+class TorchvisionSegmenter(NetworkTeacher):
     """A dense teacher; gives the logits before their last interpolation.
 
     Args:
         classes: without background. Empty: the 20 VOC classes of torchvision's weights.
-        resize: shorter side to which images are brought, as in torchvision's training; 0 keeps their size.
+        resize: shorter side to which images are brought, as in torchvision's evaluation; 0 keeps their size.
     """
 
     tasks = ("segmentation",)
@@ -118,33 +114,23 @@ class TorchvisionSegmenter:
         resize: int = 520,
         trained_on: Sequence[str] = (),
         device: torch.device | str = "cpu",
+        amp: bool = False,
         seed: int = 0,
     ):
-        self.classes = tuple(classes) or _categories(name)[1:]
+        self.classes = tuple(classes) or _categories(name, weights)[1:]
         net = _build(name, weights, len(self.classes) + 1, seed)
-        self.net, self.device, self.resize = freeze(net, device), device, resize
+        self.net, self.device, self.amp = freeze(net, device), device, amp
+        # The weights' own preparation, on their images' bytes: resizing rounds to bytes again.
+        self._prepare = _member(name, weights).transforms(resize_size=resize or None)
         self._backbone, self._head = net.get_submodule("backbone"), net.get_submodule("classifier")
         self._whole = name.startswith("lraspp")  # its head takes both feature maps
-        self._info = _info(name, weights, net, trained_on, "logits", resize=resize)
+        self._info = _info(name, weights, net, trained_on, "logits", resize=resize, **amp_note(amp))
 
-    def info(self) -> dict[str, Any]:
-        """Fields of the teacher."""
-        return self._info.as_dict()
-
-    def predict(self, images: Sequence[np.ndarray]) -> list[TeacherOutput]:
-        """Dense logits of each image, (C + 1, h, w)."""
-        with asking(self.net):
-            return [TeacherOutput(segmentation=self._logits(image)) for image in images]
-
-    def _logits(self, image: np.ndarray) -> SoftSegmentation:
-        pixels = to_tensor(image, self.device)[None]
-        if self.resize:
-            scale = self.resize / min(image.shape[:2])
-            size = [max(round(side * scale), 1) for side in image.shape[:2]]
-            pixels = F.interpolate(pixels, size, mode="bilinear", align_corners=False, antialias=True)
-        features = self._backbone(normalize(pixels, list(_MEAN), list(_STD)))
+    def _ask(self, images: list[np.ndarray]) -> list[TeacherOutput]:
+        pixels = torch.stack([self._prepare(to_bytes(image)) for image in images]).to(self.device)
+        features = self._backbone(pixels)
         logits = self._head(features if self._whole else features["out"])
-        return SoftSegmentation(to_array(logits[0]), "logits")
+        return [TeacherOutput(segmentation=SoftSegmentation(to_array(part), "logits")) for part in logits]
 
 
 def build_torchvision(
@@ -153,7 +139,8 @@ def build_torchvision(
     """The teacher of a torchvision model name.
 
     Args:
-        weights: "" for the zoo's default weights, the path of a state dict, or "random" (seeded).
+        weights: "" for the zoo's default weights, the name of others of this model (COCO_V1), the path of a
+            state dict, or "random" (seeded).
         options: of :class:`TorchvisionDetector` and :class:`TorchvisionSegmenter`; those that the kind lacks
             are left out.
 
@@ -164,7 +151,8 @@ def build_torchvision(
     known = [model for model in known if not model.startswith("keypoint")]
     if name not in known:
         raise UserError(
-            f"TEACHER.NAME: torchvision has no teacher {name!r}; choose one of {', '.join(known)}"
+            f"TEACHER.NAME: torchvision has no teacher {name!r}; choose one of "
+            f"{', '.join(nearest(name, known))}"
         )
     if name in models.list_models(module=models.segmentation):
         for option in ("min_score", "max_boxes"):
@@ -173,28 +161,51 @@ def build_torchvision(
     return TorchvisionDetector(name, weights, **options)
 
 
-def _categories(name: str) -> tuple[str, ...]:
-    return tuple(models.get_model_weights(name).DEFAULT.meta["categories"])
+def _categories(name: str, weights: str) -> tuple[str, ...]:
+    return tuple(_member(name, weights).meta["categories"])
+
+
+def _member(name: str, weights: str) -> Any:
+    """torchvision's weights of that name, with or without their class before it; else its default."""
+    known = models.get_model_weights(name)
+    member = weights.removeprefix(f"{known.__name__}.")
+    return known[member] if member in known.__members__ else known["DEFAULT"]
+
+
+def _is_zoo(name: str, weights: str) -> bool:
+    """Whether ``weights`` are torchvision's own.
+
+    Raises:
+        UserError: they are neither that nor a file.
+    """
+    known = models.get_model_weights(name)
+    if not weights or weights.removeprefix(f"{known.__name__}.") in known.__members__:
+        return True
+    if weights != RANDOM and "/" not in weights and "." not in weights:
+        names = ", ".join(nearest(weights, known.__members__))
+        raise UserError(f"TEACHER.WEIGHTS: {name} has no weights {weights!r}; choose {names}, or give a file")
+    return False
 
 
 def _build(name: str, weights: str, num_classes: int, seed: int) -> nn.Module:
+    zoo = _is_zoo(name, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
     if weights == RANDOM:
         return net
-    if weights:
-        state = checkpoint.weights_of(checkpoint.read(weights))
+    if zoo:
+        state = _download(name, weights)
     else:
-        state = _download(name)
+        state = checkpoint.weights_of(checkpoint.read(weights))
     # The auxiliary head serves training alone.
     state = {key: value for key, value in state.items() if not key.startswith("aux_classifier.")}
     checkpoint.load_state(net, state, weights or name, strict=True)
     return net
 
 
-def _download(name: str) -> dict[str, Tensor]:
-    source = models.get_model_weights(name).DEFAULT
+def _download(name: str, weights: str) -> dict[str, Tensor]:
+    source = _member(name, weights)
     file_name = source.url.rsplit("/", 1)[-1]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
@@ -210,5 +221,5 @@ def _download(name: str) -> dict[str, Tensor]:
 def _info(
     name: str, weights: str, net: nn.Module, trained_on: Sequence[str], form: str, **extra: Any
 ) -> TeacherInfo:
-    training = tuple(trained_on) or (() if weights else COCO_TRAINING)
+    training = tuple(trained_on) or (COCO_TRAINING if _is_zoo(name, weights) else ())
     return TeacherInfo("torchvision", name, weights_sha256(net), training, form, extra)

@@ -1,0 +1,300 @@
+"""detectron2's model zoo as teachers: Faster and Mask R-CNN, Cascade, RetinaNet, Panoptic FPN, semantic FPN.
+
+Images are prepared as by detectron2's DefaultPredictor: the shorter side is brought to INPUT.MIN_SIZE_TEST,
+channels are in the order of INPUT.FORMAT, the network normalises.
+
+h, w: the grid of the semantic head's last convolution, before it is enlarged (stride 4 of the network's input).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..array_pickle import read_weight_file
+from ..errors import UserError, first_line
+from .dense import background_first, object_classes, without_padding
+from .frozen import NetworkTeacher, amp_note, freeze, require, to_array, weights_sha256
+from .masks import masks_to_scores
+from .protocol import TeacherInfo, TeacherOutput
+from .uri import nearest
+
+RANDOM = "random"
+HEADS = ("auto", "masks", "sem_seg")
+GRIDS = ("own", "image")
+NO_LIMIT = 1 << 20  # boxes: more than any network proposes
+
+
+class Detectron2Teacher(NetworkTeacher):
+    """A network of detectron2's for one task.
+
+    Args:
+        name: a config of the model zoo, such as ``COCO-Detection/faster_rcnn_R_101_FPN_3x``, or a .yaml file.
+        weights: "" for the zoo's own, a .pkl or .pth file, or "random" (seeded).
+        task: detection, or segmentation.
+        classes: of the task, where the config's data set does not tell them; of a semantic head with
+            "background" at its place, if it has one.
+        head: the source of dense outputs: ``sem_seg``, the semantic head's logits; ``masks``, the instances'
+            (form scores, at the image's size); ``auto``, the former where there is one.
+        grid: ``own``, the semantic head's; ``image``, enlarged by detectron2 to the image's size.
+        min_score, max_boxes: what the network itself keeps, before and after suppression; 0 boxes: no limit.
+
+    Raises:
+        UserError: no such config, weights that do not fit or cannot be had, a network that has not the task.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: str = "",
+        *,
+        task: str,
+        classes: Sequence[str] = (),
+        head: str = "auto",
+        grid: str = "own",
+        min_score: float = 0.0,
+        max_boxes: int = 100,
+        trained_on: Sequence[str] = (),
+        device: torch.device | str = "cpu",
+        amp: bool = False,
+        seed: int = 0,
+    ):
+        if grid not in GRIDS:
+            raise UserError(f"TEACHER.SEGMENTATION.GRID: {grid!r} is none of {', '.join(GRIDS)}")
+        cfg = read_config(name)
+        limit_boxes(cfg, min_score, max_boxes)
+        self.head = _choose_head(cfg, task, head, name)
+        cfg.MODEL.DEVICE = str(device)
+        net = _build(cfg, seed, name)
+        if weights != RANDOM:
+            _load(net, weights or _zoo_url(name), name)
+        self.net, self.device, self.amp = freeze(net, device), device, amp
+        self.cfg, self.grid, self.tasks = cfg, grid, (task,)
+        self._names = tuple(classes) or _class_names(cfg, self.head, name)
+        self.classes = object_classes(self._names) if self.head == "sem_seg" else self._names
+        form = {"sem_seg": "logits", "masks": "scores"}.get(self.head, "")
+        training = tuple(trained_on) or (() if weights else tuple(cfg.DATASETS.TRAIN))
+        more: dict[str, Any] = {"head": self.head, "grid": grid} if self.head == "sem_seg" else {}
+        more |= amp_note(amp)
+        self._info = TeacherInfo("detectron2", name, weights_sha256(net), training, form, more)
+        self._check_classes(name)
+
+    def set_nms(self, threshold: float, max_boxes: int) -> None:
+        """Suppress at another IoU (1: hardly any) and keep the best ``max_boxes`` after it, for the cache."""
+        net: Any = self.net
+        if hasattr(net, "max_detections_per_image"):  # RetinaNet
+            net.test_nms_thresh, net.max_detections_per_image = threshold, max_boxes or NO_LIMIT
+        else:
+            predictors = net.roi_heads.box_predictor
+            for predictor in predictors if isinstance(predictors, nn.ModuleList) else [predictors]:
+                predictor.test_nms_thresh, predictor.test_topk_per_image = threshold, max_boxes or NO_LIMIT
+        self._info.extra["nms_threshold"] = threshold
+
+    def prepare(self, image: np.ndarray) -> dict[str, Any]:
+        """An (H, W, 3) uint8 RGB image as detectron2's networks take it."""
+        from detectron2.data.transforms import ResizeShortestEdge
+
+        side, limit = self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST
+        if self.cfg.INPUT.FORMAT == "BGR":
+            image = image[:, :, ::-1]
+        pixels = ResizeShortestEdge([side, side], limit).get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(pixels.astype("float32").transpose(2, 0, 1)).to(self.device)
+        return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+
+    def _ask(self, images: list[np.ndarray]) -> list[TeacherOutput]:
+        batch = [self.prepare(image) for image in images]
+        if self.head == "sem_seg":
+            return [self._dense(logits, one) for logits, one in zip(*self._logits(batch))]
+        return [self._instances(found["instances"]) for found in detect(self.net, batch)]
+
+    def _instances(self, found: Any) -> TeacherOutput:
+        boxes, scores = to_array(found.pred_boxes.tensor), to_array(found.scores)
+        labels = found.pred_classes.cpu().numpy()
+        if self.head != "masks":
+            return TeacherOutput(boxes, labels, scores)
+        masks = found.pred_masks.cpu().numpy()
+        return TeacherOutput(segmentation=masks_to_scores(masks, labels, scores, len(self.classes)))
+
+    def _logits(self, batch: list[dict[str, Any]]) -> tuple[Tensor, list[dict[str, Any]]]:
+        """(N, S, h', w') logits of the padded input, and the batch with the input's ``size``."""
+        from detectron2.structures import ImageList
+
+        net: Any = self.net
+        pixels = [(one["image"] - net.pixel_mean) / net.pixel_std for one in batch]
+        images = ImageList.from_tensors(
+            pixels, net.backbone.size_divisibility, padding_constraints=net.backbone.padding_constraints
+        )
+        features, head = net.backbone(images.tensor), net.sem_seg_head
+        logits = head.layers(features) if hasattr(head, "layers") else head(features, None)[0]
+        padded = tuple(images.tensor.shape[-2:])
+        sized = [one | {"size": size, "padded": padded} for one, size in zip(batch, images.image_sizes)]
+        return logits.float(), sized
+
+    def _dense(self, logits: Tensor, one: dict[str, Any]) -> TeacherOutput:
+        if self.grid == "own":
+            shown = without_padding(logits, one["size"], one["padded"])
+        else:
+            from detectron2.modeling.postprocessing import sem_seg_postprocess
+
+            enlarged = F.interpolate(logits[None], one["padded"], mode="bilinear", align_corners=False)[0]
+            shown = sem_seg_postprocess(enlarged, one["size"], one["height"], one["width"])
+        return TeacherOutput(segmentation=background_first(to_array(shown), self._names))
+
+    def _check_classes(self, name: str) -> None:
+        model = self.cfg.MODEL
+        counted = model.RETINANET if model.META_ARCHITECTURE == "RetinaNet" else model.ROI_HEADS
+        wanted = (model.SEM_SEG_HEAD if self.head == "sem_seg" else counted).NUM_CLASSES
+        if wanted != len(self._names):
+            raise UserError(
+                f"TEACHER.{self.tasks[0].upper()}.CLASSES: {name} has {wanted} classes, {len(self._names)} "
+                "names are known; set all names there, in the network's order"
+            )
+
+
+def detect(net: Any, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The instances of a batch; a Panoptic FPN is spared its semantic head."""
+    from detectron2.modeling import GeneralizedRCNN
+
+    if isinstance(net, GeneralizedRCNN):
+        return GeneralizedRCNN.inference(net, batch)
+    return net(batch)
+
+
+def limit_boxes(cfg: Any, min_score: float, max_boxes: int) -> None:
+    """Let the networks of a detectron2 config keep what a teacher is to keep."""
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = float(min_score)
+    cfg.TEST.DETECTIONS_PER_IMAGE = max_boxes or NO_LIMIT
+
+
+def read_config(name: str) -> Any:
+    """The detectron2 config of a name in the zoo, or of a .yaml file.
+
+    Raises:
+        UserError: detectron2 is not installed, no such config, or one that cannot be read.
+    """
+    require("detectron2", "see its INSTALL.md")
+    from detectron2.config import get_cfg
+
+    cfg, inside, stem = get_cfg(), zoo_configs(), name.removesuffix(".yaml")
+    try:
+        if stem in inside:
+            cfg.merge_from_file(str(inside[stem]))  # the package's own files compute their anchors
+        elif Path(name).is_file() and name.endswith(".yaml"):
+            cfg.merge_from_file(name, allow_unsafe=False)
+        else:
+            close = ", ".join(nearest(stem, inside, 3))
+            raise UserError(f"TEACHER.NAME: detectron2's zoo has no config {name!r}; the nearest are {close}")
+    except (KeyError, ValueError, AssertionError, OSError) as error:
+        raise UserError(f"{name}: no valid detectron2 config ({first_line(error)})") from None
+    except Exception as error:  # YAML's errors, whose module detectron2 chooses
+        if type(error).__module__.split(".")[0] != "yaml":
+            raise
+        raise UserError(f"{name}: no plain YAML ({first_line(error)}); write its values out") from None
+    return cfg
+
+
+def zoo_configs() -> dict[str, Path]:
+    """Name → file of the configs that detectron2 ships, those in Python aside."""
+    import detectron2
+
+    folder = Path(str(detectron2.__file__)).parent / "model_zoo" / "configs"
+    return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def _choose_head(cfg: Any, task: str, head: str, name: str) -> str:
+    """``boxes``, ``masks`` or ``sem_seg``; a UserError where the network lacks it."""
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    semantic = architecture in ("PanopticFPN", "SemanticSegmentor")
+    instances = architecture not in ("SemanticSegmentor", "ProposalNetwork") and not cfg.MODEL.LOAD_PROPOSALS
+    masks = instances and bool(cfg.MODEL.MASK_ON)
+    if head not in HEADS:
+        raise UserError(f"TEACHER.SEGMENTATION.HEAD: {head!r} is none of {', '.join(HEADS)}")
+    if task == "detection":
+        chosen, has = "boxes", instances
+    else:
+        chosen = ("sem_seg" if semantic else "masks") if head == "auto" else head
+        has = {"sem_seg": semantic, "masks": masks}[chosen]
+    if not has:
+        what = {
+            "boxes": "finds no classes of boxes",
+            "masks": "has no masks",
+            "sem_seg": "has no semantic head",
+        }
+        raise UserError(
+            f"TEACHER.{task.upper()}: {name} ({architecture}) {what[chosen]}; take another config"
+        )
+    return chosen
+
+
+def _class_names(cfg: Any, head: str, name: str) -> tuple[str, ...]:
+    from detectron2.data import MetadataCatalog
+
+    field = "stuff_classes" if head == "sem_seg" else "thing_classes"
+    for dataset in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        if dataset in MetadataCatalog.list() and hasattr(MetadataCatalog.get(dataset), field):
+            return tuple(getattr(MetadataCatalog.get(dataset), field))
+    raise UserError(f"{name}: its data sets tell no {field}; set TEACHER.<TASK>.CLASSES")
+
+
+def _build(cfg: Any, seed: int, name: str) -> nn.Module:
+    from detectron2.modeling import build_model
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_model(cfg)
+    except (KeyError, ValueError, AssertionError) as error:
+        raise UserError(f"{name}: its network cannot be built ({first_line(error)})") from None
+
+
+def _zoo_url(name: str) -> str:
+    key = "TEACHER.<TASK>.WEIGHTS"
+    try:
+        from detectron2 import model_zoo
+    except ModuleNotFoundError as error:
+        raise UserError(f"{name}: its address needs {error.name} (setuptools < 82); or set {key}") from None
+    try:
+        return str(model_zoo.get_checkpoint_url(name.removesuffix(".yaml")))
+    except RuntimeError:
+        raise UserError(f"{name}: the zoo has no weights for it; set {key} to a .pkl or .pth file") from None
+
+
+def _load(net: nn.Module, weights: str, name: str) -> None:
+    """Load a file, or an address, with detectron2's own conversion of names, and without its unpickling."""
+    from detectron2.checkpoint import DetectionCheckpointer
+
+    class SafeCheckpointer(DetectionCheckpointer):
+        def _load_file(self, filename: str) -> dict[str, Any]:
+            return read_weight_file(filename)
+
+        def _log_incompatible_keys(self, incompatible: Any) -> None:
+            faults = [*incompatible.missing_keys, *(key for key, *_ in incompatible.incorrect_shapes)]
+            if faults:
+                raise UserError(
+                    f"{weights}: weights of another network: {len(faults)} tensors of {name} are missing or of "
+                    f"another shape, such as {faults[0]}; give the file that belongs to this config"
+                )
+
+    SafeCheckpointer(net).load(_local(weights, name))
+
+
+def _local(weights: str, name: str) -> str:
+    if "://" not in weights:
+        if not Path(weights).is_file():
+            raise UserError(f"{weights}: no such file; set TEACHER.<TASK>.WEIGHTS to weights of {name}")
+        return weights
+    from detectron2.utils.file_io import PathManager
+
+    try:
+        return str(PathManager.get_local_path(weights))
+    except Exception as error:  # whatever the network and the disk may do
+        raise UserError(
+            f"{name}: its weights cannot be downloaded ({first_line(error)}); fetch {weights} elsewhere "
+            "and set TEACHER.<TASK>.WEIGHTS to the file"
+        ) from None
