@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -13,9 +14,10 @@ from scenekd.data.catalog import load_datasets
 from scenekd.errors import UserError, run_cli
 from scenekd.teachers.build import open_store
 from scenekd.teachers.cache import CacheStore, verify
-from scenekd.teachers.caching import cache_teacher
-from scenekd.teachers.options import NETWORKS, teacher_node
+from scenekd.teachers.caching import cache_teachers
+from scenekd.teachers.options import KINDS, NETWORKS, cache_folder, teacher_node
 from scenekd.teachers.protocol import TASKS
+from scenekd.teachers.score import score_table, score_teacher, write_scores
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,6 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--verify", action="store_true", help="recompute every checksum, compare the images")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished or outdated cache")
     parser.add_argument("--rebuild", action="store_true", help="throw away what is there and begin anew")
+    parser.add_argument("--score", action="store_true", help="score the teachers on the labelled images too")
     parser.add_argument("--output-dir", metavar="DIR", help="the same as OUTPUT_DIR DIR")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config overrides")
@@ -40,24 +43,27 @@ def main() -> None:
     if args.output_dir:
         overrides += ["OUTPUT_DIR", args.output_dir]
     cfg = load_config(args.config_file, overrides)
-    tasks = (
-        [args.task] if args.task != "both" else [t for t in TASKS if teacher_node(cfg, t).TYPE in NETWORKS]
-    )
+    kinds = KINDS if args.score else NETWORKS
+    tasks = [args.task] if args.task != "both" else [t for t in TASKS if teacher_node(cfg, t).TYPE in kinds]
     if not tasks:
         raise UserError(
             f"{args.config_file}: no teacher to ask; set TEACHER.DETECTION.TYPE or "
-            f"TEACHER.SEGMENTATION.TYPE to {' or '.join(NETWORKS)}"
+            f"TEACHER.SEGMENTATION.TYPE to {' or '.join(kinds)}"
         )
-    for task in tasks:
-        if args.verify:
+    if args.verify:
+        for task in tasks:
             check(cfg, task)
-        else:
-            fill(cfg, task, args)
+        return
+    asked = [task for task in tasks if teacher_node(cfg, task).TYPE in NETWORKS or not args.score]
+    if asked:
+        fill(cfg, asked, args)
+    if args.score:
+        score(cfg, tasks)
 
 
-def fill(cfg: Any, task: str, args: argparse.Namespace) -> None:
-    """Cache one task, with a progress bar."""
-    with tqdm(desc=f"{task} teacher", unit="image", dynamic_ncols=True) as bar:
+def fill(cfg: Any, tasks: Sequence[str], args: argparse.Namespace) -> None:
+    """Cache the tasks in one pass over the images, with a progress bar."""
+    with tqdm(desc=f"{' and '.join(tasks)} teacher", unit="image", dynamic_ncols=True) as bar:
 
         def show(done: int, total: int) -> None:
             if not bar.total:
@@ -65,8 +71,18 @@ def fill(cfg: Any, task: str, args: argparse.Namespace) -> None:
             bar.update(done - bar.n)
 
         options = {"processes": args.num_gpus, "resume": args.resume, "rebuild": args.rebuild}
-        report = cache_teacher(cfg, task, progress=show, **options)
-    print(report)
+        reports = cache_teachers(cfg, tasks, progress=show, **options)
+    for report in reports:
+        print(report)
+
+
+def score(cfg: Any, tasks: Sequence[str]) -> None:
+    """Score the teachers on the labelled training images; a table, and a file in each cache."""
+    data = load_datasets(cfg.DATASETS.TRAIN, cfg, train=True)
+    scores = {task: score_teacher(cfg, task, data) for task in tasks}
+    for task, found in scores.items():
+        write_scores(cache_folder(cfg, task), {task: found})
+    print(score_table(scores))
 
 
 def check(cfg: Any, task: str) -> None:

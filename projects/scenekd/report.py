@@ -17,8 +17,17 @@ from .predictor import Predictor
 from .recorder import read_metrics
 from .report_html import Markup, Number, escape, figure, number, table, write_page
 from .report_panels import Picture, TeacherViews, report_panels
-from .report_tables import Results, flatten_keys, headlines, interval_text, per_class_table, settings
+from .report_tables import (
+    Results,
+    flatten_keys,
+    headlines,
+    interval_text,
+    per_class_table,
+    settings,
+    teacher_table,
+)
 from .teachers.protocol import TASKS
+from .teachers.score import read_scores
 from .visualize_curves import bar_chart, evaluation_curves, loss_curves
 
 logger = logging.getLogger(__name__)
@@ -33,7 +42,7 @@ def write_report(
     lines: Sequence[Mapping[str, Any]] = (),
     panels: Iterable[Picture] = (),
 ) -> Path:
-    """Write ``OUTPUT_DIR/report.html``; returns its path.
+    """Write ``OUTPUT_DIR/report.html``; returns its path. The teachers' scores are those that lie there.
 
     Args:
         results: ``{"sem_seg": {…}, "bbox": {…}}`` in percent, as in ``results.json``.
@@ -43,9 +52,12 @@ def write_report(
     output_dir = Path(output_dir)
     drawn = {"losses": loss_curves(lines), "evaluations": evaluation_curves(lines)}
     curves = [figure(png, f"curves of the {what}") for what, png in drawn.items() if png is not None]
+    asked = TASKS if cfg is None else teacher_tasks(cfg)
+    scores = {task: score for task, score in read_scores(output_dir).items() if task in asked}
     sections = [
         ("Results", headlines(results)),
         ("Classes", per_class_table(results)),
+        ("Teachers", teacher_table(scores)),
         ("Training", curves),
         ("Test images", [figure(picture.pixels, picture.image_id) for picture in panels]),
         ("The run", [table(("", ""), flatten_keys(meta or {}))] if meta else []),

@@ -10,6 +10,7 @@ from fvcore.common.config import CfgNode
 
 from .config import get_cfg
 from .report_html import Markup, escape, interval_bar, number, table
+from .teachers.score import HEADERS, TeacherScore, score_rows
 
 # Task, key of its per-class numbers, and what the column is called.
 _PER_CLASS = (("sem_seg", "IoU-", "IoU"), ("bbox", "AP-", "AP"))
@@ -63,6 +64,19 @@ def per_class_table(results: Results) -> list[Markup]:
     )
     headers = ["class", *(text for _, _, title in columns for text in (title, heading, ""))]
     return [table(headers, rows, f"In percent{caption}.")]
+
+
+def teacher_table(scores: Mapping[str, TeacherScore]) -> list[Markup]:
+    """The teachers alone, as they were scored before anything was learnt from them."""
+    if not scores:
+        return []
+    rows = [[*row[:2], *(number(value) for value in row[2:])] for row in score_rows(scores)]
+    caption = (
+        "In percent, against the labelled training images, before training. ECE: expected calibration error. "
+        "Sparsity: images without a box over the filter; pixels without a class above background. Agreement: "
+        "boxes of the ground truth that were found; labelled pixels that are right."
+    )
+    return [table(HEADERS, rows, caption)]
 
 
 def interval_text(interval: Sequence[Any] | None) -> str:

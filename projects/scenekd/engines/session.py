@@ -15,6 +15,7 @@ from ..experiment import Experiment
 from ..models import NO_FILE
 from ..report import report_run, save_panels
 from ..results import check_expected, describe_run, write_results
+from ..teachers.score_run import score_run
 from . import datasets  # noqa: F401 - the frameworks' data sets by name
 from .select import engine_module, setup_logging
 
@@ -29,6 +30,8 @@ def train_once(
         raise UserError("DATASETS.TRAIN: names no data set; give one, such as \"('voc2012_seg_train',)\"")
     experiment = Experiment(cfg, rank=rank, world_size=world_size, local_rank=local_rank, resume=resume)
     experiment.check_data(train=True)
+    if experiment.is_main:
+        score_run(cfg, experiment.stores, experiment.train_data)
     if cfg.WANDB and experiment.is_main:
         start_wandb(cfg)
     start = time.perf_counter()

@@ -20,16 +20,19 @@ _CELLS_AT_ONCE = 2_000_000
 
 
 class PrecisionRecall:
-    """Detections sorted by falling score within their class (stable), ready for any threshold."""
+    """Detections sorted by falling score within their class (stable), ready for any threshold.
+
+    ``order`` (D,) int64 are their places in ``matches``.
+    """
 
     def __init__(self, matches: Matches, num_classes: int) -> None:
         by_score = np.argsort(-matches.scores, kind="stable")
         # numpy's stable sort counts where integers are short, and merges where they are long.
         labels = matches.labels[by_score].astype(np.min_scalar_type(num_classes))
-        self._order = by_score[np.argsort(labels, kind="stable")]
-        self._class_starts = np.searchsorted(matches.labels[self._order], np.arange(num_classes + 1))
-        self._overlap, self._truth = matches.overlap[self._order], matches.truth[self._order]
-        self._image = matches.image[self._order]
+        self.order = by_score[np.argsort(labels, kind="stable")]
+        self._class_starts = np.searchsorted(matches.labels[self.order], np.arange(num_classes + 1))
+        self._overlap, self._truth = matches.overlap[self.order], matches.truth[self.order]
+        self._image = matches.image[self.order]
         self._difficult = matches.truth_difficult
         countable = ~matches.truth_difficult
         self._truth_image = matches.truth_image[countable]
@@ -42,13 +45,13 @@ class PrecisionRecall:
         hit = np.flatnonzero(self._overlap > iou_threshold)
         truth = self._truth[hit]
         on_difficult = self._difficult[truth]
-        counted = np.ones(len(self._order), bool)
+        counted = np.ones(len(self.order), bool)
         counted[hit[on_difficult]] = False
         hit, truth = hit[~on_difficult], truth[~on_difficult]
         # The best-scored detection claims the box: written back to front, the first is what stays.
         claimed = np.full(len(self._difficult), -1, np.int64)
         claimed[truth[::-1]] = hit[::-1]
-        positive = np.zeros(len(self._order), bool)
+        positive = np.zeros(len(self.order), bool)
         positive[claimed[claimed >= 0]] = True
         return positive, counted
 

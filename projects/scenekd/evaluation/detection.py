@@ -70,6 +70,23 @@ def voc_ap(
     return result if several else result[0]
 
 
+def right_boxes(
+    prediction: Mapping[str, Any], target: Mapping[str, Any], *, num_classes: int, iou_threshold: float = 0.5
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which boxes of one image are true positives by VOC's rules, and which count at all.
+
+    Args:
+        prediction, target: as in :func:`voc_ap`.
+
+    Returns:
+        (N,) bool each, in the order of the prediction; a box on a "difficult" one does not count.
+    """
+    curve = PrecisionRecall(_match_lists([prediction], [target], num_classes, False), num_classes)
+    right, counted = np.zeros((2, len(curve.order)), bool)
+    right[curve.order], counted[curve.order] = curve.flags(iou_threshold)
+    return right, counted
+
+
 def _match_lists(
     predictions: Sequence[Mapping[str, Any]],
     targets: Sequence[Mapping[str, Any]],

@@ -1,30 +1,21 @@
-"""Ask a teacher for every training image and cache what it says; in one process or several."""
+"""Ask teachers for every training image and cache what they say."""
 
 from __future__ import annotations
 
-import os
-import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-import torch.multiprocessing as multiprocessing
-
 from ..data.catalog import load_datasets
-from ..data.images import read_image
 from ..data.records import Dataset, Record
-from ..errors import BadRecordError, UserError
-from .build import build_manifest, build_teacher, teacher_class_map
+from ..errors import UserError
+from .asking import Question, ask, ask_in_processes, build_teachers, make_batches
+from .build import build_manifest, teacher_class_map
 from .cache import CacheStore
-from .cache_builder import CacheBuilder, encode_output
-from .images import image_state
-from .label_map import ClassMap
-from .manifest import Manifest
+from .cache_builder import CacheBuilder
 from .options import cache_folder
-from .protocol import Teacher, TeacherOutput
-from .shards import ShardWriter
+from .protocol import Teacher
 
 Progress = Callable[[int, int], None]  # (images that are there, images wanted)
 
@@ -62,171 +53,97 @@ class CacheReport:
         return text
 
 
-def cache_teacher(
+def cache_teacher(cfg: Any, task: str, **options: Any) -> CacheReport:
+    """:func:`cache_teachers` for one task."""
+    return cache_teachers(cfg, (task,), **options)[0]
+
+
+def cache_teachers(
     cfg: Any,
-    task: str,
+    tasks: Sequence[str],
     *,
     processes: int = 1,
     resume: bool = False,
     rebuild: bool = False,
     progress: Progress | None = None,
     dataset: Dataset | None = None,
-) -> CacheReport:
-    """Fill the cache of ``cfg.TEACHER.<TASK>`` with all images of ``DATASETS.TRAIN`` (or of ``dataset``).
+) -> list[CacheReport]:
+    """Fill the caches of ``cfg.TEACHER.<TASK>`` with all images of ``DATASETS.TRAIN`` (or of ``dataset``).
 
-    A finished cache that still fits is left as it is. One that is not finished needs ``resume``, which keeps
-    all whole records and asks again for images that have changed; ``rebuild`` begins anew.
+    All teachers see an image when it is read, ``TEACHER.BATCH_SIZE`` images at a time. A finished cache that
+    still fits is left as it is. One that is not finished needs ``resume``, which keeps all whole records and
+    asks again for images that have changed; ``rebuild`` begins anew.
 
     Raises:
-        UserError: see :class:`CacheBuilder`; an unfinished cache without ``resume``; an unusable image,
-        unless
+        UserError: see :class:`CacheBuilder`; an unfinished cache without ``resume``; an unusable image, unless
             ``DATASETS.ON_ERROR`` is ``skip``.
     """
     if processes < 1:
         raise UserError(f"--num-gpus: {processes} is no number of processes")
-    teacher = build_teacher(cfg, task)
-    class_map = teacher_class_map(cfg, task, teacher.classes)
-    manifest = build_manifest(cfg, task, teacher, class_map)
+    teachers = build_teachers(cfg, tasks)
     records = (dataset or load_datasets(cfg.DATASETS.TRAIN, cfg, train=False)).records
-    report = CacheReport(task, str(cache_folder(cfg, task)))
-    with CacheBuilder(cache_folder(cfg, task), manifest, rebuild=rebuild) as builder:
-        builder.forget_changed(records)
-        pending = [record for record in records if record.image_id not in builder.done]
-        report.found = len(records) - len(pending)
-        if builder.done and pending and not resume:
+    with ExitStack() as stack:
+        jobs = [_Job(cfg, task, teacher, records, rebuild, stack) for task, teacher in teachers.items()]
+        for job in jobs:
+            job.check(resume)
+        questions = [job.question() for job in jobs if job.wanted]
+        batches = make_batches(records, questions, cfg)
+        wanted = set[str]().union(*(question.wanted for question in questions))
+        if processes == 1:
+            answers = ask(cfg, questions, batches, teachers=teachers)
+        else:
+            teachers.clear()  # each process builds its own
+            answers = ask_in_processes(cfg, questions, batches, processes)
+        for number, (image_id, problem) in enumerate(answers, start=1):
+            for job in jobs:
+                job.note(image_id, problem)
+            if progress is not None:
+                progress(len(records) - len(wanted) + number, len(records))
+        for job in jobs:
+            job.finish()
+    return [job.report for job in jobs]
+
+
+class _Job:
+    """One cache in the making: its builder (locked until ``stack`` is closed) and the report of the run."""
+
+    def __init__(
+        self, cfg: Any, task: str, teacher: Teacher, records: list[Record], rebuild: bool, stack: ExitStack
+    ):
+        manifest = build_manifest(cfg, task, teacher, teacher_class_map(cfg, task, teacher.classes))
+        self.task, self.records = task, records
+        self.report = CacheReport(task, str(cache_folder(cfg, task)))
+        self.builder = stack.enter_context(CacheBuilder(self.report.folder, manifest, rebuild=rebuild))
+        self.builder.forget_changed(records)
+        self.wanted = frozenset(r.image_id for r in records if r.image_id not in self.builder.done)
+        self.report.found = len(records) - len(self.wanted)
+
+    def check(self, resume: bool) -> None:
+        """Refuse to go on with an unfinished cache unasked."""
+        if self.builder.done and self.wanted and not resume:
             raise UserError(
-                f"{report.folder}: holds {report.found} of {len(records)} images; add --resume to go on, "
-                "or --rebuild to begin anew"
+                f"{self.report.folder}: holds {self.report.found} of {len(self.records)} images; add --resume "
+                "to go on, or --rebuild to begin anew"
             )
-        if pending:
-            builder.begin()
-            if processes == 1:
-                done = _ask(teacher, class_map, manifest, pending, builder.writer(), cfg)
-            else:
-                del teacher
-                done = _ask_in_processes(cfg, task, manifest, pending, builder, processes)
-            for image_id, problem in done:
-                report.asked += not problem
-                if problem:
-                    report.skipped.append(problem)
-                    records = [record for record in records if record.image_id != image_id]
-                if progress is not None:
-                    progress(report.found + report.asked + len(report.skipped), report.found + len(pending))
-        builder.finish([record.image_id for record in records])
-    _measure(report)
-    return report
 
+    def question(self) -> Question:
+        """What is to be asked, after the manifest of an unfinished cache is written."""
+        self.builder.begin()
+        builder = self.builder
+        return Question(self.task, builder.manifest, builder.folder, builder.run, self.wanted)
 
-def _ask(
-    teacher: Teacher,
-    class_map: ClassMap,
-    manifest: Manifest,
-    records: Sequence[Record],
-    writer: ShardWriter,
-    cfg: Any,
-) -> Iterator[tuple[str, str]]:
-    """Write a record for each image; yields its id, and why it was skipped or ""."""
-    try:
-        for record in records:
-            problem = ""
-            try:
-                state, image = image_state(record.file_name), read_image(record)
-                output = _mapped(teacher.predict([image])[0], class_map)
-                writer.write(*encode_output(output, manifest, record.image_id, state))
-            except BadRecordError as error:
-                if cfg.DATASETS.ON_ERROR != "skip":
-                    raise
-                problem = str(error)
-            yield record.image_id, problem
-    finally:
-        writer.close()
-
-
-def _mapped(output: TeacherOutput, class_map: ClassMap) -> TeacherOutput:
-    """An output in our classes."""
-    found, soft = output.detections, output.segmentation
-    soft = None if soft is None else class_map.segmentation(soft)
-    if found is None:
-        return TeacherOutput(segmentation=soft)
-    found = class_map.detections(found)
-    return TeacherOutput(found.boxes, found.labels, found.scores, soft, found.class_probabilities)
-
-
-def _ask_in_processes(
-    cfg: Any, task: str, manifest: Manifest, records: Sequence[Record], builder: CacheBuilder, processes: int
-) -> Iterator[tuple[str, str]]:
-    """As ``_ask``; every process has a teacher and a shard of its own."""
-    context = multiprocessing.get_context("spawn")
-    messages = context.Queue()
-    workers = []
-    # Labels are not needed there, and those of foreign data sets may not travel.
-    records = [Record(record.image_id, record.file_name) for record in records]
-    threads = max(torch.get_num_threads() // processes, 1)
-    for rank in range(min(processes, len(records))):
-        place = (str(builder.folder), builder.run, rank)
-        arguments = (cfg, task, manifest, records[rank::processes], place, threads, os.getpid(), messages)
-        workers.append(context.Process(target=_worker, args=arguments, daemon=True))
-    for worker in workers:
-        worker.start()
-    try:
-        ended = 0
-        while ended < len(workers):
-            try:
-                image_id, problem = messages.get(timeout=1.0)
-            except queue.Empty:
-                failed = [worker.exitcode for worker in workers if worker.exitcode]
-                if failed:
-                    raise UserError(
-                        f"{builder.folder}: a process ended with code {failed[0]}; what is written is kept, "
-                        "go on with --resume"
-                    ) from None
-                continue
-            if image_id is None and problem:
-                raise UserError(problem)
-            if image_id is None:
-                ended += 1
-            else:
-                yield image_id, problem
-        for worker in workers:
-            worker.join()
-    finally:
-        for worker in workers:
-            worker.terminate()
-
-
-def _worker(
-    cfg: Any,
-    task: str,
-    manifest: Manifest,
-    records: Sequence[Record],
-    place: tuple[str, int, int],
-    threads: int,
-    parent: int,
-    messages: Any,
-) -> None:
-    """One process: (image id, problem) for each image, then (None, "") or (None, the user's error).
-
-    ``place``: folder of the cache, number of the run, rank of the process.
-    """
-    folder, run, rank = place
-    try:
-        if torch.cuda.is_available() and cfg.MODEL.DEVICE in ("auto", "cuda"):
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.MODEL.DEVICE = f"cuda:{rank % torch.cuda.device_count()}"
-        torch.set_num_threads(threads)
-        teacher = build_teacher(cfg, task)
-        class_map = teacher_class_map(cfg, task, teacher.classes)
-        writer = ShardWriter(Path(folder), run, rank)
-        for message in _ask(teacher, class_map, manifest, records, writer, cfg):
-            if os.getppid() != parent:
-                return  # nobody is left to finish the cache
-            messages.put(message)
-        messages.put((None, ""))
-    except UserError as error:
-        messages.put((None, str(error)))
-    except KeyboardInterrupt:
-        pass
+    def note(self, image_id: str, problem: str) -> None:
+        """Count an image that is done or was passed over."""
+        if image_id not in self.wanted:
+            return
+        self.report.asked += not problem
+        if problem:
+            self.report.skipped.append(problem)
+            self.records = [record for record in self.records if record.image_id != image_id]
+    def finish(self) -> None:
+        """Write the index, and measure what is there."""
+        self.builder.finish([record.image_id for record in self.records])
+        _measure(self.report)
 
 
 def _measure(report: CacheReport) -> None:

@@ -1,0 +1,228 @@
+"""Teachers look at images, and what they say is written; in one process or several.
+
+Images are asked about in batches, the same in every run over the same images: who goes on with an unfinished
+cache asks about whole batches again, so that an image's company, and with it the last bits of its record, does
+not depend on where a run was cut. An image is read once for all teachers.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.multiprocessing as multiprocessing
+
+from ..data.images import read_image
+from ..data.records import Record
+from ..errors import BadRecordError, UserError
+from ..models import choose_device
+from .build import build_teacher, teacher_class_map
+from .cache_builder import encode_output
+from .images import image_state
+from .label_map import ClassMap
+from .manifest import Manifest
+from .options import teacher_node
+from .protocol import Teacher, TeacherOutput
+from .shards import ShardWriter
+
+ON_CUDA = 8  # images at a time, where TEACHER.BATCH_SIZE leaves it open
+
+# Keys of a teacher's node that shape what its network says.
+_SHAPING = ("TYPE", "NAME", "WEIGHTS", "CONFIG", "CLASSES", "MIN_SCORE", "MAX_BOXES", "NMS_THRESHOLD")
+
+Batch = Sequence[Record]
+
+
+class Question(NamedTuple):
+    """What is to be asked for one cache: its task, manifest and folder, the number of the run, and the ids of the
+    images without a record."""
+
+    task: str
+    manifest: Manifest
+    folder: Path
+    run: int
+    wanted: frozenset[str]
+
+
+class Answer(NamedTuple):
+    """An image is done for all teachers, or was passed over for a ``problem``."""
+
+    image_id: str
+    problem: str
+
+
+def make_batches(records: Sequence[Record], questions: Sequence[Question], cfg: Any) -> list[Batch]:
+    """The batches that hold an image for which a record is wanted."""
+    size = cfg.TEACHER.BATCH_SIZE or (ON_CUDA if choose_device(cfg).type == "cuda" else 1)
+    batches = [records[start : start + size] for start in range(0, len(records), size)]
+    wanted = frozenset[str]().union(*(question.wanted for question in questions))
+    return [batch for batch in batches if any(record.image_id in wanted for record in batch)]
+
+
+def build_teachers(cfg: Any, tasks: Sequence[str]) -> dict[str, Teacher]:
+    """The teacher of each task; one network where two nodes describe the same and it does both tasks."""
+
+    def shape(task: str) -> list[Any]:
+        return [teacher_node(cfg, task).get(key, 0.0) for key in _SHAPING]
+
+    teachers: dict[str, Teacher] = {}
+    for task in tasks:
+        for other, teacher in teachers.items():
+            if task in teacher.tasks and shape(task) == shape(other):
+                teachers[task] = teacher
+                break
+        else:
+            teachers[task] = build_teacher(cfg, task)
+    return teachers
+
+
+class _Speaker:
+    """A teacher and the shard in which its answers are written."""
+
+    def __init__(self, cfg: Any, question: Question, rank: int, teacher: Teacher):
+        self.question, self.teacher = question, teacher
+        self.class_map = teacher_class_map(cfg, question.task, self.teacher.classes)
+        self.writer = ShardWriter(question.folder, question.run, rank)
+
+    def speak(
+        self,
+        ids: Sequence[str],
+        images: Sequence[np.ndarray],
+        states: Sequence[Any],
+        said: dict[int, list[TeacherOutput]],
+    ) -> None:
+        """Write what has no record yet; ``said`` holds, by network, what was said of this batch already."""
+        if self.question.wanted.isdisjoint(ids):
+            return
+        if id(self.teacher) not in said:
+            said[id(self.teacher)] = self.teacher.predict(images)
+        for image_id, state, output in zip(ids, states, said[id(self.teacher)]):
+            if image_id in self.question.wanted:
+                mapped = _mapped(output, self.class_map)
+                self.writer.write(*encode_output(mapped, self.question.manifest, image_id, state))
+
+
+def ask(
+    cfg: Any,
+    questions: Sequence[Question],
+    batches: Sequence[Batch],
+    *,
+    rank: int = 0,
+    teachers: Mapping[str, Teacher] | None = None,
+) -> Iterator[Answer]:
+    """Write a record for each image that is wanted; yields what became of it.
+
+    Args:
+        rank: of this process, for the name of its shards.
+        teachers: by task, where they are there already.
+    """
+    speakers: list[_Speaker] = []
+    teachers = teachers or build_teachers(cfg, [question.task for question in questions])
+    try:
+        for question in questions:
+            speakers.append(_Speaker(cfg, question, rank, teachers[question.task]))
+        wanted = frozenset[str]().union(*(question.wanted for question in questions))
+        for batch in batches:
+            ids, images, states = [], [], []
+            for record in batch:
+                try:
+                    state, image = image_state(record.file_name), read_image(record)
+                except BadRecordError as error:
+                    if cfg.DATASETS.ON_ERROR != "skip":
+                        raise
+                    if record.image_id in wanted:
+                        yield Answer(record.image_id, str(error))
+                    continue
+                ids.append(record.image_id)
+                images.append(image)
+                states.append(state)
+            said: dict[int, list[TeacherOutput]] = {}
+            for speaker in speakers:
+                speaker.speak(ids, images, states, said)
+            yield from (Answer(image_id, "") for image_id in ids if image_id in wanted)
+    finally:
+        for speaker in speakers:
+            speaker.writer.close()
+
+
+def _mapped(output: TeacherOutput, class_map: ClassMap) -> TeacherOutput:
+    """An output in our classes."""
+    found, soft = output.detections, output.segmentation
+    soft = None if soft is None else class_map.segmentation(soft)
+    if found is None:
+        return TeacherOutput(segmentation=soft)
+    found = class_map.detections(found)
+    return TeacherOutput(found.boxes, found.labels, found.scores, soft, found.class_probabilities)
+
+
+def ask_in_processes(
+    cfg: Any, questions: Sequence[Question], batches: Sequence[Batch], processes: int
+) -> Iterator[Answer]:
+    """As :func:`ask`; every process has teachers and shards of its own."""
+    context = multiprocessing.get_context("spawn")
+    messages = context.Queue()
+    workers = []
+    # Labels are not needed there, and those of foreign data sets may not travel.
+    bare = [[Record(record.image_id, record.file_name) for record in batch] for batch in batches]
+    threads = max(torch.get_num_threads() // processes, 1)
+    for rank in range(min(processes, len(bare))):
+        arguments = (cfg, questions, bare[rank::processes], rank, threads, os.getpid(), messages)
+        workers.append(context.Process(target=_worker, args=arguments, daemon=True))
+    for worker in workers:
+        worker.start()
+    try:
+        ended = 0
+        while ended < len(workers):
+            try:
+                image_id, problem = messages.get(timeout=1.0)
+            except queue.Empty:
+                failed = [worker.exitcode for worker in workers if worker.exitcode]
+                if failed:
+                    raise UserError(
+                        f"{questions[0].folder}: a process ended with code {failed[0]}; what is written is "
+                        "kept, go on with --resume"
+                    ) from None
+                continue
+            if image_id is None and problem:
+                raise UserError(problem)
+            if image_id is None:
+                ended += 1
+            else:
+                yield Answer(image_id, problem)
+        for worker in workers:
+            worker.join()
+    finally:
+        for worker in workers:
+            worker.terminate()
+
+
+def _worker(
+    cfg: Any,
+    questions: Sequence[Question],
+    batches: Sequence[Batch],
+    rank: int,
+    threads: int,
+    parent: int,
+    messages: Any,
+) -> None:
+    """One process: (image id, problem) for each image, then (None, "") or (None, the user's error)."""
+    try:
+        if torch.cuda.is_available() and cfg.MODEL.DEVICE in ("auto", "cuda"):
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.MODEL.DEVICE = f"cuda:{rank % torch.cuda.device_count()}"
+        torch.set_num_threads(threads)
+        for answer in ask(cfg, questions, batches, rank=rank):
+            if os.getppid() != parent:
+                return  # nobody is left to finish the cache
+            messages.put(tuple(answer))
+        messages.put((None, ""))
+    except UserError as error:
+        messages.put((None, str(error)))
+    except KeyboardInterrupt:
+        pass
