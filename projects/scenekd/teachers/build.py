@@ -45,32 +45,38 @@ def build_teacher(cfg: Any, task: str) -> Teacher:
     options: dict[str, Any] = {"classes": node.CLASSES, "trained_on": node.TRAINED_ON, "device": device}
     options["amp"] = _amp(cfg, device)
     limits = {"min_score": node.MIN_SCORE, "max_boxes": node.MAX_BOXES, "seed": cfg.SEED}
-    dense = cfg.TEACHER.SEGMENTATION
-    if dense.GRID != "own" and task == "segmentation" and node.TYPE not in ("detectron2", "mmseg"):
-        raise UserError(f"{key}.GRID: {node.TYPE} teachers keep their own grid; set it to own")
-    teacher: Any
-    if node.TYPE == "torchvision":
-        from .zoo_torchvision import build_torchvision
-
-        teacher = build_torchvision(node.NAME, node.WEIGHTS, **options, **limits)
-    elif node.TYPE == "detectron2":
-        from .zoo_detectron2 import Detectron2Teacher
-
-        options |= {"task": task, "head": dense.HEAD, "grid": dense.GRID, **limits}
-        teacher = Detectron2Teacher(node.NAME, node.WEIGHTS, **options)
-    elif node.TYPE == "mmseg":
-        from .zoo_mmseg import MMSegTeacher
-
-        teacher = MMSegTeacher(node.NAME, node.WEIGHTS, grid=dense.GRID, seed=cfg.SEED, **options)
-    else:
-        from .scenekd_teacher import SceneKDTeacher
-
-        teacher = SceneKDTeacher(node.WEIGHTS, node.CONFIG, **options)
+    try:
+        teacher = _network(cfg, node, task, options, limits)
+    except UserError as error:
+        raise UserError(str(error).replace("TEACHER.<TASK>", key)) from None
     if task not in teacher.tasks:
         raise UserError(f"{key}: {node.NAME or node.WEIGHTS} does {' and '.join(teacher.tasks)}, not {task}")
     if task == "detection" and node.NMS_THRESHOLD:
         set_nms(teacher, node.NMS_THRESHOLD, node.MAX_BOXES)
     return cast(Teacher, teacher)
+
+
+def _network(cfg: Any, node: Any, task: str, options: dict[str, Any], limits: dict[str, Any]) -> Any:
+    """The teacher of a type; frameworks are imported only here."""
+    dense = cfg.TEACHER.SEGMENTATION
+    if task == "segmentation" and dense.GRID != "own" and node.TYPE not in ("detectron2", "mmseg"):
+        raise UserError(f"TEACHER.<TASK>.GRID: {node.TYPE} teachers keep their own grid; set it to own")
+    if node.TYPE == "torchvision":
+        from .zoo_torchvision import build_torchvision
+
+        return build_torchvision(node.NAME, node.WEIGHTS, **options, **limits)
+    if node.TYPE == "detectron2":
+        from .zoo_detectron2 import Detectron2Teacher
+
+        options |= {"task": task, "head": dense.HEAD, "grid": dense.GRID, **limits}
+        return Detectron2Teacher(node.NAME, node.WEIGHTS, **options)
+    if node.TYPE == "mmseg":
+        from .zoo_mmseg import MMSegTeacher
+
+        return MMSegTeacher(node.NAME, node.WEIGHTS, grid=dense.GRID, seed=cfg.SEED, **options)
+    from .scenekd_teacher import SceneKDTeacher
+
+    return SceneKDTeacher(node.WEIGHTS, node.CONFIG, **options)
 
 
 def _amp(cfg: Any, device: torch.device) -> bool:

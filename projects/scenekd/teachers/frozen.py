@@ -75,7 +75,7 @@ class NetworkTeacher:
 def require(framework: str, how: str) -> None:
     """A UserError that says how to install a framework, where it is not."""
     if importlib.util.find_spec(framework) is None:
-        raise UserError(f"TEACHER.TYPE: {framework} is not installed; {how}")
+        raise UserError(f"TEACHER.<TASK>.TYPE: {framework} is not installed; {how}")
 
 
 def amp_note(amp: bool) -> dict[str, bool]:

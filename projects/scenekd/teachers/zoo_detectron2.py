@@ -81,6 +81,7 @@ class Detectron2Teacher(NetworkTeacher):
         form = {"sem_seg": "logits", "masks": "scores"}.get(self.head, "")
         training = tuple(trained_on) or (() if weights else tuple(cfg.DATASETS.TRAIN))
         more: dict[str, Any] = {"head": self.head, "grid": grid} if self.head == "sem_seg" else {}
+        more["input"] = [cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST]
         more |= amp_note(amp)
         self._info = TeacherInfo("detectron2", name, weights_sha256(net), training, form, more)
         self._check_classes(name)
@@ -189,7 +190,9 @@ def read_config(name: str) -> Any:
             cfg.merge_from_file(name, allow_unsafe=False)
         else:
             close = ", ".join(nearest(stem, inside, 3))
-            raise UserError(f"TEACHER.NAME: detectron2's zoo has no config {name!r}; the nearest are {close}")
+            raise UserError(
+                f"TEACHER.<TASK>.NAME: {name!r} is no YAML config of detectron2's zoo; the nearest are {close}"
+            )
     except (KeyError, ValueError, AssertionError, OSError) as error:
         raise UserError(f"{name}: no valid detectron2 config ({first_line(error)})") from None
     except Exception as error:  # YAML's errors, whose module detectron2 chooses

@@ -74,7 +74,7 @@ class MMSegTeacher(NetworkTeacher):
         self.net, self.device, self.amp = freeze(net, device), device, amp
         self._pipeline = _pipeline(cfg, name)
         self.grid = grid if grid == "image" or ends_in_enlarging(net) else "image"
-        more = {"grid": self.grid} | amp_note(amp)
+        more: dict[str, Any] = {"grid": self.grid, "pipeline": repr(self._pipeline)} | amp_note(amp)
         training = tuple(trained_on) or (() if weights else _training_data(name))
         self._info = TeacherInfo("mmseg", name, weights_sha256(net), training, "logits", more)
 
@@ -145,7 +145,9 @@ def read_config(name: str) -> Any:
     path = Path(name) if Path(name).is_file() else _shipped().get(_stem(name))
     if path is None:
         close = ", ".join(nearest(_stem(name), _shipped(), 3))
-        raise UserError(f"TEACHER.NAME: no MMSegmentation config {name!r}; the nearest it ships are {close}")
+        raise UserError(
+            f"TEACHER.<TASK>.NAME: no MMSegmentation config {name!r}; the nearest it ships are {close}"
+        )
     try:
         cfg = Config.fromfile(path)
         cfg.model  # noqa: B018 - there must be one

@@ -151,7 +151,7 @@ def build_torchvision(
     known = [model for model in known if not model.startswith("keypoint")]
     if name not in known:
         raise UserError(
-            f"TEACHER.NAME: torchvision has no teacher {name!r}; choose one of "
+            f"TEACHER.<TASK>.NAME: torchvision has no teacher {name!r}; choose one of "
             f"{', '.join(nearest(name, known))}"
         )
     if name in models.list_models(module=models.segmentation):
@@ -183,7 +183,9 @@ def _is_zoo(name: str, weights: str) -> bool:
         return True
     if weights != RANDOM and "/" not in weights and "." not in weights:
         names = ", ".join(nearest(weights, known.__members__))
-        raise UserError(f"TEACHER.WEIGHTS: {name} has no weights {weights!r}; choose {names}, or give a file")
+        raise UserError(
+            f"TEACHER.<TASK>.WEIGHTS: {name} has no weights {weights!r}; choose {names}, or give a file"
+        )
     return False
 
 
