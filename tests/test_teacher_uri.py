@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scenekd.config import config_from_text, load_config
+from scenekd.engines.mmengine_data import own_config
 from scenekd.errors import UserError
 from scenekd.teachers.uri import nearest, node_from_uri
 
@@ -74,6 +75,11 @@ def test_yaml_and_its_base(tmp_path):
     assert (node.TYPE, node.NAME, node.WEIGHTS, node.CACHE) == ("mmseg", "a.py", "w.pth", "c")
     again = config_from_text(load_config(tmp_path / "top.yaml").dump()).TEACHER.SEGMENTATION
     assert again == node
+
+
+def test_in_the_keywords_of_an_mmengine_config():
+    node = own_config(TEACHER={"SEGMENTATION": "folder:///soft"}).TEACHER.SEGMENTATION
+    assert (node.TYPE, node.WEIGHTS) == ("folder", "/soft")
 
 
 def test_wrong_scheme_in_a_file_names_it(tmp_path):

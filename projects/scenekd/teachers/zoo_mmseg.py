@@ -72,9 +72,10 @@ class MMSegTeacher(NetworkTeacher):
         self._names = tuple(classes) or _class_names(state, cfg, name)
         self.classes = object_classes(self._names)
         self.net, self.device, self.amp = freeze(net, device), device, amp
-        self._pipeline = _pipeline(cfg, name)
+        steps = _test_steps(cfg, name)
+        self._pipeline = _compose(steps, cfg)
         self.grid = grid if grid == "image" or ends_in_enlarging(net) else "image"
-        more: dict[str, Any] = {"grid": self.grid, "pipeline": repr(self._pipeline)} | amp_note(amp)
+        more: dict[str, Any] = {"grid": self.grid, "pipeline": str(steps)} | amp_note(amp)
         training = tuple(trained_on) or (() if weights else _training_data(name))
         self._info = TeacherInfo("mmseg", name, weights_sha256(net), training, "logits", more)
 
@@ -258,14 +259,18 @@ def _load(net: nn.Module, weights: dict[str, Tensor], source: str) -> None:
         )
 
 
-def _pipeline(cfg: Any, name: str) -> Any:
-    """The test pipeline on images at hand, as ``inference_model`` composes it."""
-    from mmengine.dataset import Compose
-
+def _test_steps(cfg: Any, name: str) -> list[dict[str, Any]]:
+    """The steps of the test pipeline on images at hand, as ``inference_model`` takes them."""
     steps = cfg.get("test_pipeline") or cfg.get("test_dataloader", {}).get("dataset", {}).get("pipeline")
     if not steps:
         raise UserError(f"{name}: has no test_pipeline; add one, as MMSegmentation's own configs do")
-    steps = [copy.deepcopy(step) for step in steps if step["type"] != "LoadAnnotations"]
-    steps[0]["type"] = "LoadImageFromNDArray"
+    kept = [dict(copy.deepcopy(step)) for step in steps if step["type"] != "LoadAnnotations"]
+    kept[0]["type"] = "LoadImageFromNDArray"
+    return kept
+
+
+def _compose(steps: list[dict[str, Any]], cfg: Any) -> Any:
+    from mmengine.dataset import Compose
+
     with _scope(cfg):
-        return Compose(steps)
+        return Compose(copy.deepcopy(steps))
