@@ -57,6 +57,15 @@ def test_torchvision_boxes_carry_their_heads_probabilities(name, image):
     np.testing.assert_array_equal(sorted_too, vectors[np.argsort(-output.scores, kind="stable")])
 
 
+@pytest.mark.parametrize("name", [FASTER, SSD])
+def test_each_image_of_a_batch_has_its_own_rows(name, image):
+    teacher = build_torchvision(name, "random", classes=("a", "b", "c"), max_boxes=20)
+    images = [image, image[::-1].copy()]
+    for one, output in zip(images, teacher.predict(images)):
+        alone = teacher.predict([one])[0]
+        np.testing.assert_allclose(output.class_probabilities, alone.class_probabilities, atol=1e-5)
+
+
 def test_sigmoid_detectors_have_none():
     """And a head that was not used for an image says nothing of it; a score that is none of its own is noticed."""
     backbone = nn.Conv2d(3, 32, 3)

@@ -128,6 +128,12 @@ def test_boxes_are_those_of_the_default_predictor(kind, tmp_path, images, teache
         np.testing.assert_allclose(output.boxes, want.pred_boxes.tensor.numpy(), atol=1e-3)
         np.testing.assert_allclose(output.scores, want.scores.numpy(), atol=1e-5)
         np.testing.assert_array_equal(output.labels, want.pred_classes.numpy())
+        vectors = output.class_probabilities
+        assert (vectors is None) == (kind == "retinanet")  # its classes are scored one by one
+        if vectors is not None:  # the whole row of the head that each score is taken from, background last
+            assert vectors.shape == (len(output.labels), len(teacher.classes) + 1)
+            np.testing.assert_allclose(vectors.sum(1), 1, atol=1e-5)
+            np.testing.assert_array_equal(vectors[np.arange(len(vectors)), output.labels], output.scores)
 
 
 def test_masks_of_the_default_predictor_carry_their_scores(tmp_path, images, teacher_of):
@@ -227,7 +233,24 @@ def test_other_files_are_refused_in_one_line(tmp_path, teacher_of, capsys):
         teacher_of("detection", config, tmp_path / "none.pkl")
     other, _ = make(tmp_path, "mask_rgb")
     with pytest.raises(UserError, match="weights of another network: .*mask_head"):
-        teacher_of("detection", other, weights)
+        teacher_of("segmentation", other, weights)
+
+
+@pytest.mark.parametrize("kind", ["faster", "retinanet"])
+def test_other_suppression_keeps_duplicates(kind, tmp_path, images, teacher_of):
+    config, weights = make(tmp_path, kind)
+    few, _ = teacher_of("detection", config, weights, "TEACHER.DETECTION.MAX_BOXES", "0")
+    more, _ = teacher_of(
+        "detection",
+        config,
+        weights,
+        "TEACHER.DETECTION.MAX_BOXES",
+        "0",
+        "TEACHER.DETECTION.NMS_THRESHOLD",
+        "1.0",
+    )
+    count = [len(teacher.predict(images[:1])[0].boxes) for teacher in (few, more)]
+    assert count[0] < count[1] and more.info()["nms_threshold"] == 1.0
 
 
 def test_pth_with_the_same_tensors_is_the_same_teacher(tmp_path, teacher_of):

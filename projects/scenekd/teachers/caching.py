@@ -140,6 +140,7 @@ class _Job:
         if problem:
             self.report.skipped.append(problem)
             self.records = [record for record in self.records if record.image_id != image_id]
+
     def finish(self) -> None:
         """Write the index, and measure what is there."""
         self.builder.finish([record.image_id for record in self.records])

@@ -107,7 +107,9 @@ def basis_of(cfg: Any, task: str, store: TeacherStore) -> dict[str, Any]:
     return {
         "teacher": [store.info.get(key, "") for key in ("type", "name", "weights_sha256", "form")],
         "cache": getattr(getattr(inner, "manifest", None), "identity", ""),
-        "merged": [str(node.get(key, "")) for key in ("MERGE", "MERGE_IOU", "MERGE_SIGMA", "SCORE_FACTOR", "MORE")],
+        "merged": [
+            str(node.get(key, "")) for key in ("MERGE", "MERGE_IOU", "MERGE_SIGMA", "SCORE_FACTOR", "MORE")
+        ],
         "data": [list(data.TRAIN), str(data.ROOT), data.MAX_IMAGES, keep, data.KEEP_SEED],
         "classes": list(store.classes),
         "filter": cfg.DISTILL.DETECTION.MIN_SCORE if task == "detection" else 0.0,

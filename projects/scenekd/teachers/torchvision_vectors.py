@@ -1,4 +1,5 @@
-"""Class probabilities of the boxes that torchvision's detectors keep, from their own classification heads.
+"""Class probabilities of the boxes that detectors keep, from their own classification heads: torchvision's, and
+detectron2's, which are alike in this.
 
 R: proposals or anchors of an image; N: boxes kept; L: the network's labels, background first.
 """
@@ -21,9 +22,11 @@ class HeadProbabilities:
     Args:
         head: gives (R, L) logits of all images' proposals first, or a dict with ``cls_logits`` (images, R, L).
         roi_heads: what calls such a head of proposals, to tell how many are each image's; None: one image's.
+        proposals: place of the list of proposals among its arguments.
     """
 
-    def __init__(self, head: nn.Module, roi_heads: nn.Module | None = None) -> None:
+    def __init__(self, head: nn.Module, roi_heads: nn.Module | None = None, proposals: int = 1) -> None:
+        self._proposals = proposals
         self._logits: deque[Tensor] = deque()
         self._counts: list[int] | None = None
         head.register_forward_hook(self._note)
@@ -40,7 +43,7 @@ class HeadProbabilities:
         return cls(net.head) if isinstance(net, SSD) else None
 
     def _count(self, module: nn.Module, inputs: Any) -> None:
-        self._counts = [len(proposals) for proposals in inputs[1]]
+        self._counts = [len(proposals) for proposals in inputs[self._proposals]]
 
     def _note(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, dict):

@@ -20,15 +20,14 @@ from torch import Tensor, nn
 from ..array_pickle import read_weight_file
 from ..errors import UserError, first_line
 from .dense import background_first, object_classes, without_padding
+from .detectron2_options import check_count, choose_head, head_probabilities, limit_boxes, set_suppression
 from .frozen import NetworkTeacher, amp_note, freeze, require, to_array, weights_sha256
 from .masks import masks_to_scores
 from .protocol import TeacherInfo, TeacherOutput
 from .uri import nearest
 
 RANDOM = "random"
-HEADS = ("auto", "masks", "sem_seg")
 GRIDS = ("own", "image")
-NO_LIMIT = 1 << 20  # boxes: more than any network proposes
 
 
 class Detectron2Teacher(NetworkTeacher):
@@ -68,13 +67,14 @@ class Detectron2Teacher(NetworkTeacher):
         if grid not in GRIDS:
             raise UserError(f"TEACHER.SEGMENTATION.GRID: {grid!r} is none of {', '.join(GRIDS)}")
         cfg = read_config(name)
-        limit_boxes(cfg, min_score, max_boxes)
-        self.head = _choose_head(cfg, task, head, name)
+        self.head = choose_head(cfg, task, head, name)
+        limit_boxes(cfg, self.head, min_score, max_boxes)
         cfg.MODEL.DEVICE = str(device)
         net = _build(cfg, seed, name)
         if weights != RANDOM:
             _load(net, weights or _zoo_url(name), name)
         self.net, self.device, self.amp = freeze(net, device), device, amp
+        self._vectors = head_probabilities(net) if self.head == "boxes" else None
         self.cfg, self.grid, self.tasks = cfg, grid, (task,)
         self._names = tuple(classes) or _class_names(cfg, self.head, name)
         self.classes = object_classes(self._names) if self.head == "sem_seg" else self._names
@@ -84,17 +84,11 @@ class Detectron2Teacher(NetworkTeacher):
         more["input"] = [cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST]
         more |= amp_note(amp)
         self._info = TeacherInfo("detectron2", name, weights_sha256(net), training, form, more)
-        self._check_classes(name)
+        check_count(cfg, self.head, task, name, len(self._names))
 
     def set_nms(self, threshold: float, max_boxes: int) -> None:
         """Suppress at another IoU (1: hardly any) and keep the best ``max_boxes`` after it, for the cache."""
-        net: Any = self.net
-        if hasattr(net, "max_detections_per_image"):  # RetinaNet
-            net.test_nms_thresh, net.max_detections_per_image = threshold, max_boxes or NO_LIMIT
-        else:
-            predictors = net.roi_heads.box_predictor
-            for predictor in predictors if isinstance(predictors, nn.ModuleList) else [predictors]:
-                predictor.test_nms_thresh, predictor.test_topk_per_image = threshold, max_boxes or NO_LIMIT
+        set_suppression(self.net, threshold, max_boxes)
         self._info.extra["nms_threshold"] = threshold
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
@@ -118,7 +112,9 @@ class Detectron2Teacher(NetworkTeacher):
         boxes, scores = to_array(found.pred_boxes.tensor), to_array(found.scores)
         labels = found.pred_classes.cpu().numpy()
         if self.head != "masks":
-            return TeacherOutput(boxes, labels, scores)
+            rows = None if self._vectors is None else self._vectors.rows(found.pred_classes, found.scores)
+            vectors = None if rows is None else to_array(rows)  # detectron2's background is last, too
+            return TeacherOutput(boxes, labels, scores, class_probabilities=vectors)
         masks = found.pred_masks.cpu().numpy()
         return TeacherOutput(segmentation=masks_to_scores(masks, labels, scores, len(self.classes)))
 
@@ -147,16 +143,6 @@ class Detectron2Teacher(NetworkTeacher):
             shown = sem_seg_postprocess(enlarged, one["size"], one["height"], one["width"])
         return TeacherOutput(segmentation=background_first(to_array(shown), self._names))
 
-    def _check_classes(self, name: str) -> None:
-        model = self.cfg.MODEL
-        counted = model.RETINANET if model.META_ARCHITECTURE == "RetinaNet" else model.ROI_HEADS
-        wanted = (model.SEM_SEG_HEAD if self.head == "sem_seg" else counted).NUM_CLASSES
-        if wanted != len(self._names):
-            raise UserError(
-                f"TEACHER.{self.tasks[0].upper()}.CLASSES: {name} has {wanted} classes, {len(self._names)} "
-                "names are known; set all names there, in the network's order"
-            )
-
 
 def detect(net: Any, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The instances of a batch; a Panoptic FPN is spared its semantic head."""
@@ -165,12 +151,6 @@ def detect(net: Any, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if isinstance(net, GeneralizedRCNN):
         return GeneralizedRCNN.inference(net, batch)
     return net(batch)
-
-
-def limit_boxes(cfg: Any, min_score: float, max_boxes: int) -> None:
-    """Let the networks of a detectron2 config keep what a teacher is to keep."""
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = float(min_score)
-    cfg.TEST.DETECTIONS_PER_IMAGE = max_boxes or NO_LIMIT
 
 
 def read_config(name: str) -> Any:
@@ -208,31 +188,6 @@ def zoo_configs() -> dict[str, Path]:
 
     folder = Path(str(detectron2.__file__)).parent / "model_zoo" / "configs"
     return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
-
-
-def _choose_head(cfg: Any, task: str, head: str, name: str) -> str:
-    """``boxes``, ``masks`` or ``sem_seg``; a UserError where the network lacks it."""
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    semantic = architecture in ("PanopticFPN", "SemanticSegmentor")
-    instances = architecture not in ("SemanticSegmentor", "ProposalNetwork") and not cfg.MODEL.LOAD_PROPOSALS
-    masks = instances and bool(cfg.MODEL.MASK_ON)
-    if head not in HEADS:
-        raise UserError(f"TEACHER.SEGMENTATION.HEAD: {head!r} is none of {', '.join(HEADS)}")
-    if task == "detection":
-        chosen, has = "boxes", instances
-    else:
-        chosen = ("sem_seg" if semantic else "masks") if head == "auto" else head
-        has = {"sem_seg": semantic, "masks": masks}[chosen]
-    if not has:
-        what = {
-            "boxes": "finds no classes of boxes",
-            "masks": "has no masks",
-            "sem_seg": "has no semantic head",
-        }
-        raise UserError(
-            f"TEACHER.{task.upper()}: {name} ({architecture}) {what[chosen]}; take another config"
-        )
-    return chosen
 
 
 def _class_names(cfg: Any, head: str, name: str) -> tuple[str, ...]:
