@@ -71,12 +71,8 @@ def set_suppression(net: Any, threshold: float, max_boxes: int) -> None:
 def head_probabilities(net: Any) -> HeadProbabilities | None:
     """The listener at a box head whose scores are a softmax; None for others, and for cascades, whose scores are
     means over heads."""
-    roi_heads = getattr(net, "roi_heads", None)
-    predictor = getattr(roi_heads, "box_predictor", None)
-    if (
-        roi_heads is None
-        or isinstance(predictor, nn.ModuleList)
-        or getattr(predictor, "use_sigmoid_ce", False)
-    ):
+    predictor: Any = getattr(getattr(net, "roi_heads", None), "box_predictor", None)
+    cascade = isinstance(predictor, nn.ModuleList)
+    if predictor is None or cascade or getattr(predictor, "use_sigmoid_ce", False):
         return None
-    return HeadProbabilities(predictor, roi_heads, proposals=2)
+    return HeadProbabilities(predictor, net.roi_heads, proposals=2)
