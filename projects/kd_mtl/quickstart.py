@@ -27,12 +27,11 @@ from scenekd.evaluation.evaluator import trivial_baseline
 from scenekd.evaluation.statistics import paired_difference
 from scenekd.models import build_model, choose_device
 from scenekd.predictor import Predictor
-from scenekd.recorder import read_metrics
+from scenekd.recorder import training_seconds
 from scenekd.report import write_comparison
 from scenekd.report_panels import TeacherViews, report_panels
+from scenekd.side_by_side import run_together
 from scenekd.teachers.protocol import TASKS
-
-from .side_by_side import run_together
 
 CONFIG = Path(__file__).with_name("quickstart.yaml")
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -209,13 +208,6 @@ def run(quickstart: Quickstart, rows: list[str], seeds: int) -> list[dict[str, A
 def student_folder(row: str, seed: int) -> str:
     """Name of a student's folder."""
     return f"student_{row}" + (f"_seed{seed}" if seed else "")
-
-
-def training_seconds(folder: Path) -> float:
-    """Seconds that a training spent in its steps, by its log."""
-    lines = [line for line in read_metrics(folder / "metrics.json") if "time" in line]
-    steps = [0, *(line["iteration"] for line in lines)]
-    return sum(line["time"] * (now - before) for line, before, now in zip(lines, steps, steps[1:]))
 
 
 def paired_lines(lines: list[dict[str, Any]], rows: list[str]) -> list[str]:

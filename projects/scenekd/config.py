@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import importlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -103,8 +103,13 @@ def get_cfg(system: str = "kd_mtl") -> CN:
     return cfg
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CN:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), *, overlays: Sequence[Mapping[str, Any]] = ()
+) -> CN:
     """Read a YAML file (with ``_BASE_``) and ``KEY VALUE`` pairs into a frozen configuration.
+
+    Args:
+        overlays: trees of keys as YAML gives them, laid over the file one after the other.
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, or a value has the wrong type.
@@ -120,6 +125,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CN:
         raise UserError(f"{path}: _BASE_ leads back to the file itself") from None
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, AssertionError) as error:
         raise UserError(f"{path}: not a valid YAML config: {_reason(error)}") from None
+    if isinstance(loaded, dict):
+        for overlay in overlays:
+            loaded = overlay_keys(loaded, overlay)
     return _build(loaded, overrides, str(path))
 
 
@@ -137,6 +145,15 @@ class _ConfigFile(CN):
             return io.StringIO(str(text))
         loaded["TEACHER"] |= {k: node_from_uri(v, f"{filename}: TEACHER.{k}") for k, v in named.items()}
         return io.StringIO(yaml.safe_dump(loaded))
+
+
+def overlay_keys(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of keys with another laid over it; neither is changed."""
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = overlay_keys(merged[key], value) if both else value
+    return merged
 
 
 def config_from_text(text: str, overrides: Sequence[str] = (), *, source: str = "config") -> CN:

@@ -171,6 +171,13 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
+def training_seconds(folder: str | Path) -> float:
+    """Seconds that the training in ``folder`` spent in its steps, by its ``metrics.json``."""
+    lines = [line for line in read_metrics(Path(folder) / "metrics.json") if "time" in line]
+    steps = [0, *(line["iteration"] for line in lines)]
+    return sum(line["time"] * (now - before) for line, before, now in zip(lines, steps, steps[1:]))
+
+
 def _drop_lines_after(path: Path, iteration: int) -> None:
     if not path.is_file():
         return

@@ -37,7 +37,7 @@ def loss_curves(lines: Lines) -> bytes | None:
         axis.set_title({"total_loss": "total loss", "lr": "learning rate"}.get(name, name))
         if len(y) and y.min() >= 0:
             axis.set_ylim(bottom=0)  # so that noise does not look like progress
-    return _png(figure)
+    return png(figure)
 
 
 def evaluation_curves(lines: Lines) -> bytes | None:
@@ -52,7 +52,7 @@ def evaluation_curves(lines: Lines) -> bytes | None:
     for i, (axis, name) in enumerate(zip(axes, names)):
         axis.plot(*_series(rows, name), color=COLOURS[i], marker="o")
         axis.set_title(f"{name} in %")
-    return _png(figure)
+    return png(figure)
 
 
 def bar_chart(
@@ -80,7 +80,7 @@ def bar_chart(
         if math.isfinite(level):
             axis.axhline(level, color="black", linestyle="--", linewidth=1)
             axis.set_xlabel(f"dashed: trivial baseline, {level:.1f}", fontsize=9)
-    return _png(figure)
+    return png(figure)
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
@@ -111,7 +111,8 @@ def _grid(count: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()

@@ -1,0 +1,161 @@
+"""The figures of a study drawn again, as PNG: ours with error bars on the left, the paper's on the right.
+
+``points``: a metric over x (a temperature, a fraction), one line a series. ``steps``: the periodic evaluations of
+some rows over training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from ..recorder import read_metrics
+from ..visualize_curves import COLOURS, png
+from .rows import Figure, Row, Table
+from .runs import Run
+from .scores import ClassMeans, RowScores
+from .spec import Metric, StudySpec
+
+Finished = Mapping[str, Mapping[int, Run]]  # row id → seed → run
+_MARKERS = "osD^vP"
+
+
+def draw_figure(
+    figure: Figure,
+    table: Table,
+    spec: StudySpec,
+    scores: Mapping[str, RowScores],
+    finished: Finished,
+    means: ClassMeans,
+) -> bytes | None:
+    """The picture; None where nothing of it was run."""
+    if figure.kind == "steps":
+        return _steps(figure, spec, finished, means)
+    return _points(figure, table, scores)
+
+
+def _points(figure: Figure, table: Table, scores: Mapping[str, RowScores]) -> bytes | None:
+    metric = figure.metrics[0]
+    series = {name: _series(table, name) for name in figure.series}
+    ours = {name: [row for row in rows if _known(scores, row.id, metric)] for name, rows in series.items()}
+    if not any(ours.values()):
+        return None
+    paper = {name: [row for row in rows if metric in row.published] for name, rows in series.items()}
+    canvas = Canvas(figsize=(8.6 if any(paper.values()) else 4.6, 3.4), layout="constrained")
+    axes = canvas.subplots(1, 2 if any(paper.values()) else 1, squeeze=False)[0]
+    ticks = sorted({row.x for rows in series.values() for row in rows if row.x is not None})
+    for i, (name, rows) in enumerate(ours.items()):
+        if not rows:
+            continue
+        means, spreads = [scores[r.id].mean(metric) for r in rows], [scores[r.id].sd(metric) for r in rows]
+        style = {"color": COLOURS[i], "marker": _MARKERS[i % len(_MARKERS)]}
+        bars = np.nan_to_num(spreads)
+        axes[0].errorbar(
+            [_x(r) for r in rows], means, yerr=bars, label=name, capsize=3, markersize=5, **style
+        )
+    if figure.level and _known(scores, figure.level, metric):
+        _level(axes[0], scores[figure.level].mean(metric), scores[figure.level].sd(metric), figure.level)
+    count = max((len(scores[r.id].values[metric]) for rows in ours.values() for r in rows), default=0)
+    axes[0].set_title(f"this run: mean ± sd of {count} seed{'s' if count != 1 else ''}")
+    if any(paper.values()):
+        for i, (name, rows) in enumerate(paper.items()):
+            if rows:
+                y = [row.published[metric] for row in rows]
+                axes[1].plot(
+                    [_x(r) for r in rows], y, color="black", marker=_MARKERS[i], label=name, mfc="white"
+                )
+        if figure.level and metric in table.row(figure.level).published:
+            _level(axes[1], table.row(figure.level).published[metric], math.nan, figure.level)
+        axes[1].set_title("published: one run a point")
+    for axis in axes:
+        _style(axis, figure.x, f"{metric} in %")
+        axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
+    return png(canvas)
+
+
+def _series(table: Table, name: str) -> list[Row]:
+    rows = [row for row in table.rows if name in (row.series, row.id) and row.x is not None]
+    return sorted(rows, key=_x)
+
+
+def _x(row: Row) -> float:
+    return 0.0 if row.x is None else row.x
+
+
+def _known(scores: Mapping[str, RowScores], name: str, metric: str) -> bool:
+    return name in scores and math.isfinite(scores[name].mean(metric))
+
+
+def _level(axis: Axes, mean: float, sd: float, name: str) -> None:
+    axis.axhline(mean, color="grey", linestyle="--", linewidth=1, label=name)
+    if math.isfinite(sd):
+        axis.axhspan(mean - sd, mean + sd, color="grey", alpha=0.15, linewidth=0)
+
+
+def _steps(figure: Figure, spec: StudySpec, finished: Finished, means: ClassMeans) -> bytes | None:
+    metrics = [spec.metric(name) for name in figure.metrics]
+    curves = {
+        (metric.name, name): found
+        for metric in metrics
+        for name in figure.series
+        if (found := curve(finished.get(name, {}), metric, means))
+    }
+    if not curves:
+        return None
+    canvas = Canvas(figsize=(4.3 * len(metrics), 3.4), layout="constrained")
+    for axis, metric in zip(canvas.subplots(1, len(metrics), squeeze=False)[0], metrics):
+        for i, name in enumerate(figure.series):
+            steps = curves.get((metric.name, name))
+            if steps:
+                x, values = list(steps), [np.asarray(v) for v in steps.values()]
+                y = np.array([v.mean() for v in values])
+                sd = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
+                axis.plot(
+                    x, y, color=COLOURS[i], marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=name
+                )
+                axis.fill_between(x, y - sd, y + sd, color=COLOURS[i], alpha=0.15, linewidth=0)
+        axis.set_title(f"{metric.name}: mean, band ± sd over seeds")
+        _style(axis, "step", f"{metric.name} in %")
+        axis.set_ylim(bottom=0)
+    return png(canvas)
+
+
+def curve(runs: Mapping[int, Run], metric: Metric, means: ClassMeans) -> dict[int, list[float]]:
+    """Step → the metric of each seed, from the evaluations in ``metrics.json``; steps that all seeds have."""
+    by_seed: list[dict[int, float]] = []
+    for run in runs.values():
+        points = {}
+        for line in read_metrics(run.folder / "metrics.json"):
+            prefix = f"{metric.task}/"
+            numbers = {k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)}
+            if numbers:
+                points[int(line["iteration"])] = means.mean(metric, run.cfg, numbers)
+        by_seed.append({step: value for step, value in points.items() if math.isfinite(value)})
+    common = sorted(set.intersection(*(set(points) for points in by_seed))) if by_seed else []
+    return {step: [points[step] for points in by_seed] for step in common}
+
+
+def _style(axis: Axes, x: str, y: str) -> None:
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.grid(alpha=0.3)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.title.set_fontsize(10)
+    axis.legend(fontsize=8, frameon=False)
+
+
+def filter_figure(lines: Sequence[Mapping[str, float]]) -> bytes:
+    """A teacher's mAP and boxes an image over the filter's threshold; ``lines`` as in :mod:`.filters`."""
+    canvas = Canvas(figsize=(8.6, 3.2), layout="constrained")
+    left, right = canvas.subplots(1, 2)
+    places = range(len(lines))  # thresholds span decades, from 0 on: even places
+    for axis, key, label in ((left, "mAP", "mAP of the teacher in %"), (right, "boxes", "boxes an image")):
+        axis.plot(places, [line[key] for line in lines], color=COLOURS[0], marker="o", label=label)
+        axis.set_xticks(places, [f"{line['threshold']:g}" for line in lines])
+        _style(axis, "threshold", label)
+        axis.set_ylim(bottom=0)
+    return png(canvas)

@@ -1,0 +1,260 @@
+"""The page of a study: published numbers beside ours, differences with their intervals, figures, caveats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..report_html import Markup, Number, escape, figure, number, table, write_page
+from .figures import draw_figure, filter_figure
+from .rows import Row, Sweep
+from .runs import Run, Runs
+from .scores import ClassMeans, Comparison, RowScores, compare
+from .sweep import Setting
+
+_RULE = (
+    "Rows are compared seed by seed: same initial weights, same order of images, same number of steps. Nothing is "
+    "claimed inside an interval: only where the 95 % interval of the difference leaves out zero does a verdict stand. "
+    "The detectable effect is the true difference that this many seeds would find four times in five. A comparison "
+    "can tell nothing where learning from all labels is not better than learning from the labels at hand by more "
+    "than that (no headroom)."
+)
+
+
+@dataclass
+class Findings:
+    """Everything that the page tells.
+
+    Attributes:
+        rows: those with results or asked for. scores, finished: row id → its numbers, its runs by seed.
+        owners: row id → the row whose runs it shares. failed: run → its last line.
+        sweeps: each with its scored settings and the chosen one.
+    """
+
+    runs: Runs
+    means: ClassMeans
+    rows: Sequence[Row]
+    scores: Mapping[str, RowScores]
+    finished: Mapping[str, Mapping[int, Run]]
+    owners: Mapping[str, str]
+    failed: Mapping[str, str] = field(default_factory=dict)
+    sweeps: Sequence[tuple[Sweep, Sequence[Setting], Setting | None]] = ()
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names, in the order of the columns."""
+        return [metric.name for metric in self.runs.spec.metrics]
+
+    def comparisons(self) -> list[Comparison]:
+        """Each row with each of its references that share a seed, in each metric."""
+        by_id = {row.id: row for row in (*self.runs.table.rows, *self.rows)}
+        found = []
+        for row in self.rows:
+            for reference in row.compared:
+                for metric in self.metrics:
+                    if (
+                        row.id in self.scores
+                        and reference in self.scores
+                        and not self._same(row.id, reference)
+                    ):
+                        pair = [(r.id, self.scores[r.id], r.published) for r in (row, by_id[reference])]
+                        found.append(compare(pair[0], pair[1], metric, headroom=self._headroom(row)))
+        return [comparison for comparison in found if comparison is not None]
+
+    def _same(self, a: str, b: str) -> bool:
+        return self.owners.get(a, a) == self.owners.get(b, b)
+
+    def _headroom(self, row: Row) -> tuple[RowScores, RowScores] | None:
+        pair = [self.scores[name] for name in row.headroom if name in self.scores]
+        return (pair[0], pair[1]) if len(pair) == 2 else None
+
+
+def write_study_page(path: Path, findings: Findings) -> Path:
+    """Write the page; returns its path."""
+    comparisons = findings.comparisons()
+    sections = [
+        ("What was run", _about(findings)),
+        *_group_sections(findings, comparisons),
+        ("Figures", _figures(findings)),
+        ("Settings chosen on a validation split", _sweeps(findings)),
+        ("Classes left out of the means", _classes(findings)),
+        (
+            "Runs that failed",
+            [table(("run", "its last line"), findings.failed.items())] if findings.failed else [],
+        ),
+    ]
+    return write_page(path, findings.runs.spec.title, sections)
+
+
+def _paragraph(text: str) -> Markup:
+    return Markup(f"<p>{escape(text)}</p>")
+
+
+def _about(findings: Findings) -> list[Markup]:
+    preset, runs = (
+        findings.runs.preset,
+        [r for by_seed in findings.finished.values() for r in by_seed.values()],
+    )
+    seeds = sorted({run.cfg.SEED for run in runs})
+    starts = {trunk_start(run.cfg.MODEL.WEIGHTS) for run in runs if run.row.kind == "train"}
+    facts = [
+        ("preset", preset.name),
+        ("trunk starts from", "; ".join(sorted(starts)) or "–"),
+        ("seeds", ", ".join(map(str, seeds)) or "–"),
+        ("tested on", "; ".join(sorted({" + ".join(run.cfg.DATASETS.TEST) for run in runs})) or "–"),
+        ("key overrides", " ".join(findings.runs.overrides) or "none"),
+    ]
+    shown = [_paragraph(preset.about), table(("", ""), facts), _paragraph(_RULE)]
+    if preset.caveats:
+        shown.append(Markup("<ul>" + "".join(f"<li>{escape(c)}</li>" for c in preset.caveats) + "</ul>"))
+    return shown
+
+
+def trunk_start(weights: str) -> str:
+    """What ``MODEL.WEIGHTS`` gives the trunk at the start, in words."""
+    if not weights:
+        return "random weights (nothing pretrained)"
+    return "torchvision's ImageNet weights" if weights == "torchvision" else Path(weights).name
+
+
+def _group_sections(findings: Findings, comparisons: Sequence[Comparison]) -> list[tuple[str, list[Markup]]]:
+    sections = []
+    for group, heading in findings.runs.table.groups.items():
+        rows = [row for row in findings.rows if row.group == group]
+        if not rows:
+            continue
+        names = {row.id for row in rows}
+        pieces = [_rows_table(rows, findings)]
+        mine = [comparison for comparison in comparisons if comparison.row in names]
+        pieces += [comparison_table(mine)] if mine else []
+        for row in rows:
+            pieces += [_paragraph(f"{row.id}: {row.note}")] if row.note else []
+            pieces += _filter(row, findings)
+        sections.append((heading, pieces))
+    return sections
+
+
+def _rows_table(rows: Sequence[Row], findings: Findings) -> Markup:
+    headers = ["row", "learns from"]
+    headers += [f"{name} {whose}" for name in findings.metrics for whose in ("paper", "here")]
+    cells = []
+    for row in rows:
+        scores = findings.scores.get(row.id, RowScores({}))
+        line: list[Any] = [row.id, row.title]
+        for metric in findings.metrics:
+            line += [number(row.published.get(metric), 1), mean_sd(scores, metric)]
+        owner = findings.owners.get(row.id, row.id)
+        count = len(scores.seeds) or len(findings.finished.get(row.id, ()))
+        state = str(count) if count else findings.runs.preset.why_unavailable(row) or "not run"
+        line += [state + (f" (the run of {owner})" if owner != row.id and count else "")]
+        line += [number(scores.images or None), number(scores.seconds, 0)]
+        cells.append(line)
+    caption = "In percent; here: mean ± standard deviation over seeds. Seconds: of one training's steps."
+    return table((*headers, "seeds", "images seen", "seconds"), cells, caption)
+
+
+def mean_sd(scores: RowScores, metric: str) -> Number:
+    """``mean ± sd``; without a deviation where there is one seed."""
+    mean, sd = scores.mean(metric), scores.sd(metric)
+    spread = f" ± {sd:.2f}" if math.isfinite(sd) else ""
+    return Number(f"{number(mean)}{spread}")
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> Markup:
+    """Differences row − reference in points, with what may be said of them."""
+    lines = []
+    for c in comparisons:
+        ours, interval = number(c.single), ""
+        if c.difference is not None:
+            ours = Number(f"{c.difference.mean:+.2f}")
+            interval = f"{c.difference.low:+.2f} … {c.difference.high:+.2f}"
+        paper = Number(f"{c.published:+.1f}") if c.published is not None else number(None)
+        room = number(c.headroom) if c.headroom is not None else Number("")
+        lines.append(
+            (
+                f"{c.row} − {c.reference}",
+                c.metric,
+                paper,
+                ours,
+                interval,
+                number(c.detectable),
+                room,
+                saying(c),
+            )
+        )
+    headers = (
+        "difference",
+        "metric",
+        "paper",
+        "here",
+        "95 % interval",
+        "detectable",
+        "headroom",
+        "what may be said",
+    )
+    return table(
+        headers, lines, "Differences in points, paired by seed; intervals are not corrected for their number."
+    )
+
+
+def saying(comparison: Comparison) -> str:
+    """A comparison in words."""
+    if comparison.difference is None:
+        return "one seed: nothing can be claimed"
+    if comparison.has_headroom is False:
+        return "no headroom: nothing can be concluded"
+    if comparison.verdict:
+        return comparison.verdict
+    return "no difference claimed"
+
+
+def _filter(row: Row, findings: Findings) -> list[Markup]:
+    if row.kind != "filter" or not findings.finished.get(row.id):
+        return []
+    run = next(iter(findings.finished[row.id].values()))
+    lines = run.results()["filters"]
+    cells = [(number(x["threshold"], 3), number(x["mAP"]), number(x["boxes"], 1)) for x in lines]
+    shown = table(
+        ("threshold", "mAP of the teacher", "boxes an image"), cells, " + ".join(run.cfg.DATASETS.TRAIN)
+    )
+    return [shown, figure(filter_figure(lines), "mAP of the teacher over the threshold")]
+
+
+def _figures(findings: Findings) -> list[Markup]:
+    runs, pieces = findings.runs, []
+    for drawn in runs.table.figures:
+        png = draw_figure(drawn, runs.table, runs.spec, findings.scores, findings.finished, findings.means)
+        if png is not None:
+            pieces += [Markup(f"<h3>{escape(drawn.title)}</h3>"), figure(png, drawn.title)]
+    return pieces
+
+
+def _sweeps(findings: Findings) -> list[Markup]:
+    pieces = []
+    for sweep, scored, chosen in findings.sweeps:
+        lines = []
+        for setting in scored:
+            scores = setting.scores or RowScores({})
+            values = ", ".join(f"{key} = {value}" for key, value in setting.values.items())
+            mark = "chosen" if chosen is not None and setting.row.id == chosen.row.id else ""
+            lines.append((values, mean_sd(scores, sweep.metric), number(len(scores.seeds)), mark))
+        headers = ("setting", f"{sweep.metric} on the validation split", "seeds", "")
+        pieces.append(table(headers, lines, f"{sweep.row}: one grid, scored apart from the test set."))
+    return pieces
+
+
+def _classes(findings: Findings) -> list[Markup]:
+    runs = [r for by_seed in findings.finished.values() for r in by_seed.values() if r.row.kind == "train"]
+    if not runs:
+        return []
+    out = []
+    for metric in findings.runs.spec.metrics:
+        left = findings.means.left_out(runs[0].cfg, metric.task) if metric.per_class else {}
+        if left:
+            names = ", ".join(f"{name} ({n})" for name, n in sorted(left.items(), key=lambda item: item[1]))
+            out.append((metric.name, names))
+    text = f"A class counts from {findings.means.min_images} test images on; in brackets, how many it has."
+    return [table(("metric", "left out"), out, text) if out else _paragraph("None.")]

@@ -1,0 +1,65 @@
+"""What a system says of its study."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import import_system
+from ..errors import UserError
+from .identity import Simplify
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of ``results.json``.
+
+    Attributes:
+        name: as in the rows file and on the page. task: key of ``results.json``.
+        per_class: prefix of its per-class numbers, from which the study takes its own mean over the classes
+            with enough test images; empty: ``results[task][name]`` as it is.
+    """
+
+    name: str
+    task: str
+    per_class: str = ""
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """A system's study.
+
+    Attributes:
+        title: of the page.
+        folder: of the experiments; ``rows.yaml`` and ``presets/<name>.yaml`` lie in it.
+        metrics: in the order of the page's columns.
+        simplify: see :func:`.identity.settings_of`.
+    """
+
+    system: str
+    title: str
+    folder: Path
+    metrics: tuple[Metric, ...]
+    simplify: Simplify | None = None
+
+    def metric(self, name: str) -> Metric:
+        """By its name."""
+        return next(metric for metric in self.metrics if metric.name == name)
+
+
+def find_study(system: str) -> StudySpec:
+    """The study of a system, from the closed list of systems.
+
+    Raises:
+        UserError: no such system, or it has no study.
+    """
+    import_system(system)
+    try:
+        spec = importlib.import_module(f"{system}.reproduce").STUDY
+    except ModuleNotFoundError as error:
+        if error.name != f"{system}.reproduce":
+            raise
+        raise UserError(f"{system}: has no experiments to reproduce in this release of SceneKD") from None
+    assert isinstance(spec, StudySpec)
+    return spec

@@ -1,0 +1,70 @@
+"""Settings chosen by command: a grid is scored on a validation split, and the best setting becomes a row."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .rows import Row, Sweep, Table
+from .runs import Runs, State
+from .scores import ClassMeans, RowScores, score_row
+
+CHOSEN = "chosen"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of a grid, as a row, and what it scored on the validation split."""
+
+    row: Row
+    values: Mapping[str, Any]
+    scores: RowScores | None = None
+
+
+def settings(sweep: Sweep, table: Table) -> list[Setting]:
+    """All points of a grid, the last key changing fastest."""
+    base, found = table.row(sweep.row), []
+    for combination in itertools.product(*sweep.grid.values()):
+        values = dict(zip(sweep.grid, combination))
+        name = ",".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in values.items())
+        row = dataclasses.replace(base, id=f"{base.id}[{name}]", settings={**base.settings, **values})
+        found.append(Setting(row, values))
+    return found
+
+
+def score_settings(sweep: Sweep, runs: Runs, means: ClassMeans, seeds: range) -> list[Setting]:
+    """The points of a grid with the scores of their finished runs on the validation split."""
+    scored = []
+    for setting in settings(sweep, runs.table):
+        made = {seed: runs.run(setting.row, seed, validation=True) for seed in seeds}
+        done = {seed: run for seed, run in made.items() if runs.state(run) is State.DONE}
+        scored.append(dataclasses.replace(setting, scores=score_row(done, runs.spec.metrics, means)))
+    return scored
+
+
+def choose(sweep: Sweep, scored: list[Setting]) -> Setting | None:
+    """The setting with the best mean; the first of equal ones; None where nothing was scored."""
+    known = [s for s in scored if s.scores is not None and math.isfinite(s.scores.mean(sweep.metric))]
+    return max(known, key=lambda s: s.scores.mean(sweep.metric) if s.scores else 0.0, default=None)
+
+
+def chosen_row(sweep: Sweep, setting: Setting, table: Table) -> Row:
+    """The row of the chosen setting, run and tested as its base is and compared with it.
+
+    The published numbers are not its own: they are the base's.
+    """
+    base = table.row(sweep.row)
+    values = ", ".join(f"{key} {value}" for key, value in setting.values.items())
+    return dataclasses.replace(
+        setting.row,
+        id=f"{base.id}/{CHOSEN}",
+        series=f"{base.id}/{CHOSEN}",
+        title=f"{base.title}, chosen on the validation split: {values}",
+        published={},
+        compared=(base.id,),
+        x=None,
+    )
