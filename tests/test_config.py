@@ -21,8 +21,12 @@ from scenekd.config import (
 from scenekd.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-# configs/detectron2 holds native configs of that framework's.
-FILES = sorted([*ROOT.glob("configs/_base_/*.yaml"), *ROOT.glob("projects/*/**/*.yaml")])
+# configs/detectron2 holds native configs of that framework's; a study's table and presets are told by its own tests.
+FILES = sorted(
+    path
+    for path in [*ROOT.glob("configs/_base_/*.yaml"), *ROOT.glob("projects/*/**/*.yaml")]
+    if path.name != "rows.yaml" and path.parent.name != "presets"
+)
 
 
 def _write(folder: Path, name: str, text: str) -> Path:

@@ -103,32 +103,32 @@ def get_cfg(system: str = "kd_mtl") -> CN:
     return cfg
 
 
-def load_config(
-    path: str | Path, overrides: Sequence[str] = (), *, overlays: Sequence[Mapping[str, Any]] = ()
-) -> CN:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CN:
     """Read a YAML file (with ``_BASE_``) and ``KEY VALUE`` pairs into a frozen configuration.
-
-    Args:
-        overlays: trees of keys as YAML gives them, laid over the file one after the other.
 
     Raises:
         UserError: the file is missing or not YAML, a key is unknown, or a value has the wrong type.
+    """
+    return build_config(read_config(path), overrides, source=str(path))
+
+
+def read_config(path: str | Path) -> Any:
+    """What a YAML file and its ``_BASE_`` say, as a tree of keys.
+
+    Raises:
+        UserError: the file is missing or not YAML.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such config file")
     try:
-        loaded = _ConfigFile.load_yaml_with_base(str(path))
+        return _ConfigFile.load_yaml_with_base(str(path))
     except OSError as error:
         raise UserError(f"{path}: _BASE_ leads to {error.filename}: {error.strerror}") from None
     except RecursionError:
         raise UserError(f"{path}: _BASE_ leads back to the file itself") from None
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, AssertionError) as error:
         raise UserError(f"{path}: not a valid YAML config: {_reason(error)}") from None
-    if isinstance(loaded, dict):
-        for overlay in overlays:
-            loaded = overlay_keys(loaded, overlay)
-    return _build(loaded, overrides, str(path))
 
 
 class _ConfigFile(CN):
@@ -162,10 +162,11 @@ def config_from_text(text: str, overrides: Sequence[str] = (), *, source: str = 
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not a valid YAML config: {_reason(error)}") from None
-    return _build(loaded, overrides, source)
+    return build_config(loaded, overrides, source=source)
 
 
-def _build(loaded: Any, overrides: Sequence[str], source: str) -> CN:
+def build_config(loaded: Any, overrides: Sequence[str] = (), *, source: str) -> CN:
+    """The frozen configuration of a tree of keys; ``source`` is named in errors."""
     if not isinstance(loaded, dict):
         raise UserError(f"{source}: holds no keys; a config is a YAML mapping")
     cfg = get_cfg(loaded.get("SYSTEM", "kd_mtl"))

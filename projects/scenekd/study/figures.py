@@ -42,7 +42,7 @@ def _points(figure: Figure, table: Table, scores: Mapping[str, RowScores]) -> by
     metric = figure.metrics[0]
     series = {name: _series(table, name) for name in figure.series}
     ours = {name: [row for row in rows if _known(scores, row.id, metric)] for name, rows in series.items()}
-    if not any(ours.values()):
+    if max(map(len, ours.values())) < 2:  # a lone point may be another row's run
         return None
     paper = {name: [row for row in rows if metric in row.published] for name, rows in series.items()}
     canvas = Canvas(figsize=(8.6 if any(paper.values()) else 4.6, 3.4), layout="constrained")
@@ -139,13 +139,14 @@ def curve(runs: Mapping[int, Run], metric: Metric, means: ClassMeans) -> dict[in
     return {step: [points[step] for points in by_seed] for step in common}
 
 
-def _style(axis: Axes, x: str, y: str) -> None:
+def _style(axis: Axes, x: str, y: str, *, legend: bool = True) -> None:
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.title.set_fontsize(10)
-    axis.legend(fontsize=8, frameon=False)
+    if legend:
+        axis.legend(fontsize=8, frameon=False)
 
 
 def filter_figure(lines: Sequence[Mapping[str, float]]) -> bytes:
@@ -154,8 +155,8 @@ def filter_figure(lines: Sequence[Mapping[str, float]]) -> bytes:
     left, right = canvas.subplots(1, 2)
     places = range(len(lines))  # thresholds span decades, from 0 on: even places
     for axis, key, label in ((left, "mAP", "mAP of the teacher in %"), (right, "boxes", "boxes an image")):
-        axis.plot(places, [line[key] for line in lines], color=COLOURS[0], marker="o", label=label)
+        axis.plot(places, [line[key] for line in lines], color=COLOURS[0], marker="o")
         axis.set_xticks(places, [f"{line['threshold']:g}" for line in lines])
-        _style(axis, "threshold", label)
+        _style(axis, "threshold", label, legend=False)
         axis.set_ylim(bottom=0)
     return png(canvas)

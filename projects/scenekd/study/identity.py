@@ -21,22 +21,29 @@ _NO_MATTER = {
 Simplify = Callable[[CfgNode, dict[str, Any]], dict[str, Any]]
 
 
-def settings_of(cfg: CfgNode, output: Path, simplify: Simplify | None = None) -> dict[str, Any]:
-    """The keys that make a run what it is; paths below ``output`` are told from there.
+def settings_of(cfg: CfgNode, name: str, simplify: Simplify | None = None) -> dict[str, Any]:
+    """The keys that make a run what it is; paths below the study's output folder are told from there.
 
     Args:
+        name: of the run, its folder below that of the study.
         simplify: takes out what the system does not heed under the other keys, so that runs that cannot differ
             are found to be one.
     """
-    keys = {
-        key: value.replace(str(output), "{output}") if isinstance(value, str) else value
-        for key, value in flatten_keys(cfg)
-        if key not in _NO_MATTER
-    }
+    output = cfg.OUTPUT_DIR.removesuffix(name).rstrip("/")
+    keys = {key: _from(output, value) for key, value in flatten_keys(cfg) if key not in _NO_MATTER}
     return simplify(cfg, keys) if simplify else keys
 
 
-def settings_in(path: Path, output: Path, simplify: Simplify | None = None) -> dict[str, Any] | None:
+def _from(output: str, value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_from(output, item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _from(output, item) for key, item in value.items()}
+    inside = isinstance(value, str) and output and value.startswith(f"{output}/")
+    return "{output}" + value.removeprefix(output) if inside else value
+
+
+def settings_in(path: Path, name: str, simplify: Simplify | None = None) -> dict[str, Any] | None:
     """The same of a saved configuration; None where the file is missing or no longer readable."""
     if not path.is_file():
         return None
@@ -45,7 +52,7 @@ def settings_in(path: Path, output: Path, simplify: Simplify | None = None) -> d
         saved = config_from_text(path.read_text(encoding="utf-8"), source=str(path))
     except UserError:
         return None
-    return settings_of(saved, output, simplify)
+    return settings_of(saved, name, simplify)
 
 
 def first_difference(was: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from .. import checkpoint
-from ..config import load_config
+from ..config import build_config, overlay_keys, read_config
 from ..errors import UserError
 from ..files import write_text
 from .identity import fingerprint, first_difference, settings_in, settings_of
@@ -69,6 +69,8 @@ class Runs:
     ) -> None:
         self.spec, self.table, self.preset = spec, table, preset
         self.output, self.overrides = output, list(overrides)
+        self._files: dict[Path, dict[str, Any]] = {}  # as read: many rows share a file
+        self._fingerprints: dict[str, str] = {}
 
     def config(
         self,
@@ -93,7 +95,10 @@ class Runs:
             keys or {},
         ]
         pairs = [*self.overrides, "SEED", str(seed), "OUTPUT_DIR", str(self.output / folder)]
-        return load_config(row.file, pairs, overlays=overlays)
+        if row.file not in self._files:
+            self._files[row.file] = read_config(row.file)
+        tree = functools.reduce(overlay_keys, overlays, self._files[row.file])
+        return build_config(tree, pairs, source=str(row.file))
 
     def run(self, row: Row, seed: int, *, validation: bool = False) -> Run:
         """The run of a row and seed, in the folder of the first row with the same settings."""
@@ -119,11 +124,14 @@ class Runs:
         return owners
 
     def _fingerprint(self, row: Row) -> str:
-        return row.kind + fingerprint(self.settings(self.config(row, 0)), seed=False)
+        if row.id not in self._fingerprints:
+            settings = self.settings(self.config(row, 0))
+            self._fingerprints[row.id] = row.kind + fingerprint(settings, seed=False)
+        return self._fingerprints[row.id]
 
-    def settings(self, cfg: CfgNode) -> dict[str, Any]:
-        """What makes a run what it is; see :mod:`.identity`."""
-        return settings_of(cfg, self.output, self.spec.simplify)
+    def settings(self, cfg: CfgNode, name: str = "") -> dict[str, Any]:
+        """What makes the run in the folder ``name`` what it is; see :mod:`.identity`."""
+        return settings_of(cfg, name, self.spec.simplify)
 
     def state(self, run: Run) -> State:
         """What the folder of a run holds.
@@ -134,8 +142,8 @@ class Runs:
         there = [name for name in (RESULTS, checkpoint.LAST) if (run.folder / name).is_file()]
         if not there:
             return State.NEW
-        was = settings_in(run.config, self.output, self.spec.simplify)
-        difference = first_difference(was, self.settings(run.cfg))
+        was = settings_in(run.config, run.name, self.spec.simplify)
+        difference = first_difference(was, self.settings(run.cfg, run.name))
         if difference:
             raise UserError(
                 f"{run.folder}: holds {there[0]} of other settings ({difference}); delete the folder, or choose "

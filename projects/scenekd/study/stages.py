@@ -91,7 +91,8 @@ class Stages:
     def _cache(self, run: Run, task: str) -> None:
         """Cache a task's teacher; ``stage.yaml`` says that it is whole, and with what settings."""
         done = run.folder / _DONE
-        settings = yaml.safe_dump({key: str(value) for key, value in self.runs.settings(run.cfg).items()})
+        found = self.runs.settings(run.cfg, run.name)
+        settings = yaml.safe_dump({key: str(value) for key, value in found.items()})
         if done.is_file():
             if done.read_text(encoding="utf-8") != settings:
                 raise UserError(f"{run.folder}: made with other settings; delete the folder")
