@@ -221,4 +221,4 @@ def test_faulty_presets(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="ROLES has no 'x'"):
         smoke.overlays(["x"])
     with pytest.raises(UserError, match="no validation split"):
-        smoke.overlays(["sparse"], validation=True)
+        smoke.overlays(["dense"], validation=True)
