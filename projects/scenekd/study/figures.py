@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ from .spec import Metric, StudySpec
 
 Finished = Mapping[str, Mapping[int, Run]]  # row id → seed → run
 _MARKERS = "osD^vP"
+_INSIDE = 5  # lines whose names find room inside a figure
 
 
 def draw_figure(
@@ -44,37 +46,55 @@ def _points(figure: Figure, table: Table, scores: Mapping[str, RowScores]) -> by
     ours = {name: [row for row in rows if _known(scores, row.id, metric)] for name, rows in series.items()}
     if max(map(len, ours.values())) < 2:  # a lone point may be another row's run
         return None
+    ours = {name: rows for name, rows in ours.items() if rows}
     paper = {name: [row for row in rows if metric in row.published] for name, rows in series.items()}
-    canvas = Canvas(figsize=(8.6 if any(paper.values()) else 4.6, 3.4), layout="constrained")
-    axes = canvas.subplots(1, 2 if any(paper.values()) else 1, squeeze=False)[0]
-    ticks = sorted({row.x for rows in series.values() for row in rows if row.x is not None})
-    for i, (name, rows) in enumerate(ours.items()):
-        if not rows:
-            continue
-        means, spreads = [scores[r.id].mean(metric) for r in rows], [scores[r.id].sd(metric) for r in rows]
-        style = {"color": COLOURS[i], "marker": _MARKERS[i % len(_MARKERS)]}
-        bars = np.nan_to_num(spreads)
-        axes[0].errorbar(
-            [_x(r) for r in rows], means, yerr=bars, label=name, capsize=3, markersize=5, **style
-        )
-    if figure.level and _known(scores, figure.level, metric):
-        _level(axes[0], scores[figure.level].mean(metric), scores[figure.level].sd(metric), figure.level)
-    count = max((len(scores[r.id].values[metric]) for rows in ours.values() for r in rows), default=0)
-    axes[0].set_title(f"this run: mean ± sd of {count} seed{'s' if count != 1 else ''}")
-    if any(paper.values()):
-        for i, (name, rows) in enumerate(paper.items()):
-            if rows:
-                y = [row.published[metric] for row in rows]
-                axes[1].plot(
-                    [_x(r) for r in rows], y, color="black", marker=_MARKERS[i], label=name, mfc="white"
-                )
-        if figure.level and metric in table.row(figure.level).published:
+    paper = {name: rows for name, rows in paper.items() if rows}
+    canvas = Canvas(figsize=(9.2 if paper else 7.2, 3.6), layout="constrained")
+    axes = canvas.subplots(1, 2 if paper else 1, squeeze=False)[0]
+    _draw_ours(axes[0], ours, scores, metric)
+    if paper:
+        _draw_paper(axes[1], paper, metric)
+    if figure.level:
+        if _known(scores, figure.level, metric):
+            _level(axes[0], scores[figure.level].mean(metric), scores[figure.level].sd(metric), figure.level)
+        if paper and metric in table.row(figure.level).published:
             _level(axes[1], table.row(figure.level).published[metric], math.nan, figure.level)
-        axes[1].set_title("published: one run a point")
+    ticks = sorted({_x(row) for rows in series.values() for row in rows})
     for axis in axes:
-        _style(axis, figure.x, f"{metric} in %")
-        axis.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        _style(axis, figure.x, f"{metric} in %", beside=len(ours) > _INSIDE)
+        axis.set_xticks(ticks, [f"{x:g}" for x in ticks], fontsize=8, rotation=90 if len(ticks) > 5 else 0)
+        margin = 0.06 * (ticks[-1] - ticks[0])
+        axis.set_xlim(ticks[0] - margin, ticks[-1] + margin)
     return png(canvas)
+
+
+def _draw_ours(
+    axis: Axes, ours: Mapping[str, Sequence[Row]], scores: Mapping[str, RowScores], metric: str
+) -> None:
+    span = max(_x(r) for rows in ours.values() for r in rows) - min(
+        _x(r) for rows in ours.values() for r in rows
+    )
+    for i, (name, rows) in enumerate(ours.items()):
+        # A little to the side of one another, so that bars at one x can be told apart.
+        x = [_x(row) + 0.006 * span * (i - (len(ours) - 1) / 2) for row in rows]
+        y, bars = [scores[r.id].mean(metric) for r in rows], [scores[r.id].sd(metric) for r in rows]
+        style = {"capsize": 2, "markersize": 4.5, "linewidth": 1.2, **_line(i)}
+        axis.errorbar(x, y, yerr=np.nan_to_num(bars), label=name, **style)
+    count = max(len(scores[r.id].values[metric]) for rows in ours.values() for r in rows)
+    axis.set_title(f"this run: mean ± sd of {count} seeds" if count > 1 else "this run: one seed")
+
+
+def _draw_paper(axis: Axes, paper: Mapping[str, Sequence[Row]], metric: str) -> None:
+    for i, (name, rows) in enumerate(paper.items()):
+        y = [row.published[metric] for row in rows]
+        axis.plot([_x(r) for r in rows], y, **{**_line(i), "color": "black"}, label=name, mfc="white")
+    axis.set_title("published: one run a point")
+
+
+def _line(i: int) -> dict[str, Any]:
+    """Colour, marker and stroke of the i-th line; the strokes change where the colours begin again."""
+    stroke = ("-", "--", ":")[i // len(COLOURS) % 3]
+    return {"color": COLOURS[i % len(COLOURS)], "marker": _MARKERS[i % len(_MARKERS)], "linestyle": stroke}
 
 
 def _series(table: Table, name: str) -> list[Row]:
@@ -114,10 +134,8 @@ def _steps(figure: Figure, spec: StudySpec, finished: Finished, means: ClassMean
                 x, values = list(steps), [np.asarray(v) for v in steps.values()]
                 y = np.array([v.mean() for v in values])
                 sd = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
-                axis.plot(
-                    x, y, color=COLOURS[i], marker=_MARKERS[i % len(_MARKERS)], markersize=4, label=name
-                )
-                axis.fill_between(x, y - sd, y + sd, color=COLOURS[i], alpha=0.15, linewidth=0)
+                axis.plot(x, y, **_line(i), markersize=4, label=name)
+                axis.fill_between(x, y - sd, y + sd, color=_line(i)["color"], alpha=0.15, linewidth=0)
         axis.set_title(f"{metric.name}: mean, band ± sd over seeds")
         _style(axis, "step", f"{metric.name} in %")
         axis.set_ylim(bottom=0)
@@ -139,14 +157,15 @@ def curve(runs: Mapping[int, Run], metric: Metric, means: ClassMeans) -> dict[in
     return {step: [points[step] for points in by_seed] for step in common}
 
 
-def _style(axis: Axes, x: str, y: str, *, legend: bool = True) -> None:
+def _style(axis: Axes, x: str, y: str, *, legend: bool = True, beside: bool = False) -> None:
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
     axis.title.set_fontsize(10)
     if legend:
-        axis.legend(fontsize=8, frameon=False)
+        place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if beside else {}
+        axis.legend(fontsize=8, frameon=False, **place)
 
 
 def filter_figure(lines: Sequence[Mapping[str, float]]) -> bytes:
