@@ -14,7 +14,7 @@ from test_study_runs import install, make_study
 from scenekd.data.catalog import load_dataset
 from scenekd.evaluation.statistics import minimum_detectable_effect
 from scenekd.study.figures import curve, draw_figure, filter_figure
-from scenekd.study.page import comparison_table, mean_sd, saying, trunk_start, write_study_page
+from scenekd.study.page import comparison_table, late_gain, mean_sd, saying, trunk_start, write_study_page
 from scenekd.study.scores import ClassMeans, RowScores, compare, images_per_class
 from scenekd.study.spec import Metric
 from scenekd.study.study import as_json
@@ -122,6 +122,7 @@ def test_page(findings, tmp_path):
         "scenes have no larger detection set",
         "it &lt;diverged&gt;",
         "Nothing is claimed inside an interval",
+        "What the last steps still gained",
         "made sparse for the thesis&#x27;s rows",
     ):
         assert part in text, part
@@ -163,6 +164,12 @@ def test_curves_over_training(findings):
     assert curve(runs, MIOU, findings.means) == {80: [8.0, 1.0]}
     path.write_text(lines)
     assert curve({}, MIOU, findings.means) == {}
+
+
+def test_what_the_last_steps_gained(findings):
+    """Mean 8.4 at the last evaluation, 4.2 at the one before."""
+    assert late_gain(findings.finished["4.1a"], MIOU, findings.means) == pytest.approx(4.2)
+    assert math.isnan(late_gain({}, MIOU, findings.means))
 
 
 def test_figures_are_pictures(findings):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..report_html import Markup, Number, escape, figure, number, table, write_page
-from .figures import draw_figure, filter_figure
+from .figures import curve, draw_figure, filter_figure
 from .rows import Row, Sweep
 from .runs import Run, Runs
 from .scores import ClassMeans, Comparison, RowScores, compare
+from .spec import Metric
 from .sweep import Setting
 
 _RULE = (
@@ -79,6 +81,7 @@ def write_study_page(path: Path, findings: Findings) -> Path:
         ("What was run", _about(findings)),
         *_group_sections(findings, comparisons),
         ("Figures", _figures(findings)),
+        ("What the last steps still gained", _convergence(findings)),
         ("Settings chosen on a validation split", _sweeps(findings)),
         ("Classes left out of the means", _classes(findings)),
         (
@@ -230,6 +233,27 @@ def _figures(findings: Findings) -> list[Markup]:
         if png is not None:
             pieces += [Markup(f"<h3>{escape(drawn.title)}</h3>"), figure(png, drawn.title)]
     return pieces
+
+
+def _convergence(findings: Findings) -> list[Markup]:
+    lines: list[Sequence[Any]] = []
+    for row in findings.rows:
+        if row.kind == "train" and findings.owners.get(row.id) == row.id:
+            gains = [
+                late_gain(findings.finished[row.id], m, findings.means) for m in findings.runs.spec.metrics
+            ]
+            lines.append((row.id, *(number(gain) for gain in gains)))
+    known = [line for line in lines if any(cell != number(None) for cell in line[1:])]
+    text = (
+        "Points between the last two evaluations, mean over seeds: what still rises is limited by its steps."
+    )
+    return [table(("row", *findings.metrics), known, text)] if known else []
+
+
+def late_gain(runs: Mapping[int, Run], metric: Metric, means: ClassMeans) -> float:
+    """The last periodic evaluation − the one before, in points, mean over the seeds; NaN below two evaluations."""
+    steps = list(curve(runs, metric, means).values())
+    return statistics.fmean(steps[-1]) - statistics.fmean(steps[-2]) if len(steps) > 1 else math.nan
 
 
 def _sweeps(findings: Findings) -> list[Markup]:
