@@ -303,6 +303,29 @@ def test_teacher_and_mask_agree_after_the_pipeline(scenes, teacher):
         assert (target.weights.segmentation_gt, target.weights.segmentation_teacher) == (0.5, 0.5)
 
 
+def test_masks_of_boxes_follow_the_pipeline(scenes):
+    """Where a box's mask is, the labels tell its class; images that lost their masks have none."""
+    _seed(2)
+    pipeline = _pipeline(None, with_masks=True)
+    del pipeline[2]  # no teacher
+    dataset = _dataset(scenes, None, keep_instance_masks=0.5, pipeline=pipeline)
+    owned = 0
+    for i in range(len(dataset)):
+        target = to_target(dataset[i]["data_samples"])
+        owned += target.has_instance_masks
+        assert target.weights["instance_segmentation"] == (float(target.has_instance_masks), 0.0)
+        assert target.masks.shape == (len(target.boxes), 96, 96)
+        labels = target.sem_seg.numpy()
+        if not target.has_instance_masks:
+            assert (target.masks == 255).all()
+            continue
+        calm = _calm(labels.astype(np.uint8), 2)
+        for mask, label in zip(target.masks.numpy(), target.labels.tolist()):
+            assert (labels[(mask == 1) & calm] == label + 1).all()
+            assert (mask[labels == 255] == 255).all()
+    assert owned == 6
+
+
 def test_fixed_subset_is_that_of_our_own_loader(scenes, teacher):
     """The same ids take the teacher as in SceneKD's own mapper."""
     from scenekd.data.subset import stable_subset

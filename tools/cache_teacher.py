@@ -24,7 +24,9 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument("--task", default="both", choices=(*TASKS, "both"))
+    parser.add_argument(
+        "--task", default="both", choices=(*TASKS, "both"), help="both: every task with a teacher"
+    )
     parser.add_argument("--num-gpus", type=int, default=1, help="processes, on GPUs where there are some")
     parser.add_argument("--verify", action="store_true", help="recompute every checksum, compare the images")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished or outdated cache")

@@ -60,9 +60,13 @@ def anchor_shapes(scale: float, next_scale: float) -> list[tuple[float, float]]:
 
 
 def anchor_grid(image_size: int, x4: bool) -> AnchorGrid:
-    """The anchors of a square input: map by map, finest first; cells row by row; a cell's six shapes
-    innermost, as in :func:`anchor_shapes`. It is the order of the detection heads' output."""
-    map_sizes = prediction_sizes(image_size, x4)
+    """The anchors of BlitzNet on a square input, see :func:`grid_of`."""
+    return grid_of(image_size, prediction_sizes(image_size, x4))
+
+
+def grid_of(image_size: int, map_sizes: list[int]) -> AnchorGrid:
+    """The anchors of a square input and at least three square maps: map by map, finest first; cells row by row; a
+    cell's six shapes innermost, as in :func:`anchor_shapes`. It is the order of the detection heads' output."""
     scales = anchor_scales(map_sizes)
     shapes = []
     for scale, next_scale in zip(scales, scales[1:]):

@@ -1,4 +1,7 @@
-"""The configuration keys of kd_mtl, below ``MODEL.BLITZNET``. The comment of a key is its documentation."""
+"""The configuration keys of kd_mtl, below ``MODEL.BLITZNET`` and ``MODEL.SCENEKD_FPN``.
+
+The comment of a key is its documentation.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,13 @@ from fvcore.common.config import CfgNode as CN
 
 def add_kd_mtl_config(cfg: CN) -> None:
     """Add ``cfg.MODEL.BLITZNET``. The defaults are the paper's BlitzNet300 on torchvision's ResNet-50."""
+    cfg.MODEL.STUDENT = (
+        "BlitzNet"  # BlitzNet | SceneKDFPN, which takes tasks, heads, loss and output of BLITZNET too
+    )
+    add_fpn_config(cfg)
     node = cfg.MODEL.BLITZNET = CN()
-    node.TASKS = ("detection", "segmentation")  # one alone: the other's head is not built
+    # of detection, segmentation and instance_segmentation (which needs detection); the others' heads are not built
+    node.TASKS = ("detection", "segmentation")
 
     node.TRUNK = "resnet50"  # resnet18 | resnet34 | resnet50 | resnet101 | densenet121 | vgg16
     node.TRUNK_WIDTH = 64  # channels of a ResNet's first stage (64, the usual); 32 halves every stage
@@ -29,6 +37,13 @@ def add_kd_mtl_config(cfg: CN) -> None:
     node.SEG_CHANNELS = 64  # of each map in the segmentation head
     node.SHARED_HEAD = False  # one detection head for all scales
 
+    # Masks of boxes (task instance_segmentation), from prototypes (YOLACT, Bolya et al. 2019)
+    node.INSTANCES = CN()
+    node.INSTANCES.PROTOTYPES = 32  # maps, of which each box takes a combination
+    node.INSTANCES.CHANNELS = 64  # of the branch that makes them
+    node.INSTANCES.LOSS_WEIGHT = 6.125
+    node.INSTANCES.MAX_POSITIVES = 100  # anchors of an image that learn masks; of more, an even selection
+
     # Training
     node.IOU_THRESHOLD = 0.5  # an anchor is positive from here on
     node.NEGATIVE_RATIO = 3.0  # hardest negatives for one positive, over the whole batch
@@ -45,3 +60,17 @@ def add_kd_mtl_config(cfg: CN) -> None:
     node.NMS_THRESHOLD = 0.45
     node.TOPK_PER_CLASS = 50  # boxes of each class after NMS
     node.TOPK = 200  # boxes of an image
+
+
+def add_fpn_config(cfg: CN) -> None:
+    """Add ``cfg.MODEL.SCENEKD_FPN``: what the student SceneKDFPN has of its own."""
+    node = cfg.MODEL.SCENEKD_FPN = CN()
+    # timm:<name>: any model of timm's features_only with maps at strides 4, 8, 16, 32; or a trunk of BLITZNET.TRUNK
+    node.TRUNK = "timm:convnext_tiny"
+    node.TRUNK_WIDTH = 64  # of BLITZNET's trunks alone, as is NORM
+    node.NORM = "BN"
+    # "" (random) | timm (its own weights, downloaded once) | torchvision (for BLITZNET's trunks) | a weight file
+    node.PRETRAINED = ""
+    node.X4 = False  # a level at stride 4 too
+    node.CHANNELS = 256  # of every level
+    node.SHARED_HEAD = True  # one detection head for all levels

@@ -11,7 +11,7 @@ two sources at ½ each on every image give ½ · L_gt + ½ · L_teacher.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -25,22 +25,34 @@ from scenekd.sample import Target
 from scenekd.teachers.options import our_classes
 
 from .detection_term import DetectionTerm
+from .instance_term import InstanceTerm
 from .segmentation_term import SegmentationTerm
 
-TERMS = {"segmentation": ("loss_seg",), "detection": ("loss_cls", "loss_box")}
+TERMS = {
+    "segmentation": ("loss_seg",),
+    "detection": ("loss_cls", "loss_box"),
+    "instance_segmentation": ("loss_mask",),
+}
+# For each task the output that shows that the network has it.
+NEEDS = {"segmentation": "sem_seg", "detection": "class_logits", "instance_segmentation": "prototypes"}
 
 
 class BlitzCriterion(nn.Module):
-    """Segmentation, class and box loss (Dvornik et al. 2017), each from ground truth, a teacher, or both.
+    """Segmentation, class and box loss (Dvornik et al. 2017), and a mask loss (Bolya et al. 2019), each from
+    ground truth, a teacher, or both.
 
     Args:
         iou_threshold: an anchor is positive from here on, in (0, 1].
         negative_ratio: hardest negatives for one positive, ≥ 0.
-        loss_weights: of (segmentation, class, box), ≥ 0.
+        loss_weights: of (segmentation, class, box), ≥ 0. mask_weight: of the mask loss, ≥ 0.
         segmentation: keyword arguments of :class:`.segmentation_term.SegmentationTerm`.
         detection: further ones of :class:`.detection_term.DetectionTerm`.
         balance: what weighs the terms beyond their fixed weights, see :mod:`scenekd.losses.balance`; default: nothing.
+        max_positives: see :class:`.instance_term.InstanceTerm`.
         reduce: averages counts over processes.
+
+    Attributes:
+        terms: task → its term: ``term(outputs, targets, anchors, grid)`` → losses by name, not yet weighted.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -56,11 +68,17 @@ class BlitzCriterion(nn.Module):
         detection: Mapping[str, Any] | None = None,
         balance: nn.Module | None = None,
         reduce: Reduce = mean_over_processes,
+        mask_weight: float = 6.125,
+        max_positives: int = 100,
     ) -> None:
         super().__init__()
         if len(loss_weights) != 3 or not min(loss_weights) >= 0:
             raise ValueError(f"LOSS_WEIGHTS must be three numbers, none negative, got {loss_weights}")
+        if not mask_weight >= 0:
+            raise ValueError(f"INSTANCES.LOSS_WEIGHT must not be negative, got {mask_weight}")
         self.loss_weights = tuple(loss_weights)
+        names = ("loss_seg", "loss_cls", "loss_box", "loss_mask")
+        self.weight_of = dict(zip(names, (*loss_weights, mask_weight)))
         self.detection = DetectionTerm(
             iou_threshold=iou_threshold,
             negative_ratio=negative_ratio,
@@ -68,6 +86,9 @@ class BlitzCriterion(nn.Module):
             **(detection or {}),
         )
         self.segmentation = SegmentationTerm(**(segmentation or {}), reduce=reduce)
+        self.instance_segmentation = InstanceTerm(
+            iou_threshold=iou_threshold, max_positives=max_positives, reduce=reduce
+        )
         self.balance = FixedBalance() if balance is None else balance
 
     @classmethod
@@ -104,9 +125,22 @@ class BlitzCriterion(nn.Module):
                     alpha=node.BALANCE_ALPHA,
                     lr=node.BALANCE_LR,
                 ),
+                mask_weight=node.INSTANCES.LOSS_WEIGHT,
+                max_positives=node.INSTANCES.MAX_POSITIVES,
             )
         except ValueError as error:
             raise UserError(f"MODEL.BLITZNET or DISTILL: {error}") from None
+
+    @property
+    def terms(self) -> dict[str, Callable[..., dict[str, Tensor]]]:
+        """Task → its term, in the order in which the losses are told."""
+        return {
+            "segmentation": lambda outputs, targets, *_: {
+                "loss_seg": self.segmentation(outputs["sem_seg"], targets)
+            },
+            "detection": self.detection,
+            "instance_segmentation": self.instance_segmentation,
+        }
 
     def forward(
         self,
@@ -119,20 +153,18 @@ class BlitzCriterion(nn.Module):
 
         Args:
             outputs: of the heads that exist: ``class_logits`` (B, A, C + 1), background last, and ``offsets``
-                (B, A, 4); ``sem_seg`` (B, K, h, w) logits, background first.
+                (B, A, 4); ``sem_seg`` (B, K, h, w) logits, background first; ``prototypes`` (B, P, h, w) and
+                ``mask_coefficients`` (B, A, P).
             targets: one an image, on the device of the outputs.
-            anchors: (A, 4) absolute xyxy. grid: their layout, for speed.
+            anchors: (A, 4) absolute xyxy. grid: their layout, for speed; masks of boxes need it.
 
         Returns:
-            ``loss_seg``, and ``loss_cls`` and ``loss_box``, of the tasks in ``outputs``: finite scalars, 0
+            ``loss_seg``; ``loss_cls`` and ``loss_box``; ``loss_mask``, of the tasks in ``outputs``: finite scalars, 0
             with a gradient of zeros where no image has a label for the task; and what the balance adds.
         """
         losses = {}
-        weight_seg, weight_cls, weight_box = self.loss_weights
-        if "sem_seg" in outputs:
-            losses["loss_seg"] = weight_seg * self.segmentation(outputs["sem_seg"], targets)
-        if "class_logits" in outputs:
-            found = self.detection(outputs, targets, anchors, grid)
-            losses["loss_cls"] = weight_cls * found["loss_cls"]
-            losses["loss_box"] = weight_box * found["loss_box"]
+        for task, term in self.terms.items():
+            if NEEDS[task] in outputs:
+                for name, loss in term(outputs, targets, anchors, grid).items():
+                    losses[name] = self.weight_of[name] * loss
         return self.balance(losses)

@@ -38,10 +38,16 @@ class PostProcess:
         """Boxes, labels and scores of :meth:`detect`."""
         return self.detect(class_logits, offsets, anchors, size)[:3]
 
-    @torch.no_grad()
     def detect(
         self, class_logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Boxes, labels, scores and class probabilities: :meth:`select` without the anchors."""
+        return self.select(class_logits, offsets, anchors, size)[:4]
+
+    @torch.no_grad()
+    def select(
+        self, class_logits: Tensor, offsets: Tensor, anchors: Tensor, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Boxes of one image, sorted by falling score.
 
         Args:
@@ -49,8 +55,9 @@ class PostProcess:
             size: (height, width) of the network input; boxes are clipped to it.
 
         Returns:
-            boxes (N, 4) float32 xyxy pixels, labels (N,) int64, scores (N,) float32 in 0…1, and the class
-            probabilities (N, C + 1) float32, background last, that the scores are taken from; N may be 0.
+            boxes (N, 4) float32 xyxy pixels, labels (N,) int64, scores (N,) float32 in 0…1, the class
+            probabilities (N, C + 1) float32, background last, that the scores are taken from, and (N,) int64, the
+            anchor of each; N may be 0.
         """
         vectors = class_logits.float().softmax(dim=-1)  # (A, C + 1)
         probabilities = vectors[:, :-1].T  # (C, A)
@@ -65,7 +72,8 @@ class PostProcess:
 
         kept = batched_nms(boxes, scores, labels, self.nms_threshold)  # sorted by falling score
         kept = kept[_rank_in_class(labels[kept], len(probabilities)) < self.topk_per_class][: self.topk]
-        return boxes[kept], labels[kept], scores[kept], vectors[index[kept]]
+        index = index[kept]
+        return boxes[kept], labels[kept], scores[kept], vectors[index], index
 
 
 def _rank_in_class(labels: Tensor, num_classes: int) -> Tensor:

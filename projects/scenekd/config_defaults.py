@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from fvcore.common.config import CfgNode as CN
 
+from .sample import TASKS
+
 
 def own_defaults() -> CN:
     """SceneKD's own keys."""
@@ -18,6 +20,7 @@ def own_defaults() -> CN:
     data.ON_ERROR = "raise"  # raise | skip: unusable images are left out, counted and reported
     data.KEEP_BOXES = 1.0  # share of the training images that keep their boxes, chosen by image id
     data.KEEP_SEM_SEG = 1.0  # share of the training images that keep their mask, chosen by image id
+    data.KEEP_INSTANCE_MASKS = 1.0  # share of the training images that keep the masks of their boxes
     data.KEEP_SEED = 0
     data.MAX_IMAGES = 0  # take only the first images of each split; 0: all
     data.ALLOW_OVERLAP = False  # let a training image stand in the test set, or in a teacher's training set
@@ -34,7 +37,7 @@ def own_defaults() -> CN:
     inp.MIN_BOX_SIDE = 2.0  # pixels of the network input
 
     teacher = cfg.TEACHER = CN()
-    for task in ("DETECTION", "SEGMENTATION"):
+    for task in (task.upper() for task in TASKS):
         node = teacher[task] = CN()
         # A string in place of the node is a URI, SCHEME://NAME, that fills TYPE, NAME and WEIGHTS.
         node.TYPE = ""  # "", detectron2, mmseg, torchvision, scenekd, folder, thesis
@@ -66,7 +69,7 @@ def own_defaults() -> CN:
     teacher.SCORE_IMAGES = 100  # labelled training images on which a run scores its teachers; 0: none
 
     distill = cfg.DISTILL = CN()
-    for task in ("DETECTION", "SEGMENTATION"):
+    for task in (task.upper() for task in TASKS):
         node = distill[task] = CN()
         node.POLICY = (
             "ground_truth"  # ground_truth | teacher | fill_missing | fixed_subset | per_batch | combined
@@ -83,6 +86,8 @@ def own_defaults() -> CN:
     distill.DETECTION.NEGATIVES_IOU = 0.4  # of teacher_aware: an anchor is under a box from here on
     distill.DETECTION.NEGATIVES_IGNORE = 1.0  # of teacher_aware: under boxes of such scores are no negatives
     distill.DETECTION.NEGATIVES_GROUND_TRUTH = False  # teacher_aware where ground truth teaches, too
+    distill.INSTANCE_SEGMENTATION.MIN_SCORE = 0.001  # teacher masks below are dropped
+    distill.INSTANCE_SEGMENTATION.USE_CONFIDENCE = True  # False: they weigh like ground truth
     distill.SEGMENTATION.TARGET = "probabilities"  # probabilities | logits | scores (the thesis's)
     distill.SEGMENTATION.TEMPERATURE = 1.0
     distill.SEGMENTATION.TEMPER_STUDENT = False  # True: the student's logits are divided by T too, times T²
@@ -156,7 +161,7 @@ def detectron2_defaults() -> CN:
     test.EVAL_PERIOD = 0  # iterations; 0: only at the end
     test.BATCH_SIZE = 1
     test.EVALUATOR = "native"  # native | framework
-    test.METRICS = ("sem_seg", "bbox")  # of the tasks that the model has
+    test.METRICS = ("sem_seg", "bbox", "segm")  # of the tasks that the model has; segm: mask AP
     test.BOX_METRIC = "voc"  # voc: area AP at IoU .5; voc07: 11-point; coco: pycocotools
     test.BEST_METRIC = ""  # for example sem_seg/mIoU: keeps model_best.pth
     test.BOOTSTRAP = 1000  # resamples of the images for the intervals; 0: none

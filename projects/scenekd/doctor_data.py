@@ -11,7 +11,6 @@ from .doctor_findings import Finding, error, run_checks, warning, without_repeat
 from .doctor_targets import check_targets
 from .doctor_teachers import check_boxes, check_soft, check_stores, check_teacher_data
 from .errors import UserError
-from .teachers.protocol import TASKS
 
 DRAWS = 32  # of the training loader; few images may have a mask
 
@@ -70,10 +69,9 @@ def check_overlap(facts: Facts) -> list[Finding]:
 def check_labels(facts: Facts) -> list[Finding]:
     """Tasks without a label to learn from, and missing labels to fill that are not missing."""
     findings: list[Finding] = []
-    for task in TASKS if facts.train is not None else ():
+    for task in facts.tasks if facts.train is not None else ():
         assert facts.train is not None
-        attribute = "has_boxes" if task == "detection" else "has_sem_seg"
-        labelled = sum(getattr(record, attribute) for record in facts.train.records)
+        labelled = sum(record.has(task) for record in facts.train.records)
         key, policy = f"DISTILL.{task.upper()}.POLICY", facts.cfg.DISTILL[task.upper()].POLICY
         if not labelled and policy == "ground_truth":
             what = f"no image of {facts.train.name} has labels for {task}: nothing teaches it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from .data.catalog import load_datasets
@@ -42,6 +42,13 @@ class Facts:
         ids = self.train.image_ids
         return self._try("policy", lambda: build_policy(self.cfg, ids, teachers=TASKS))
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Detection and segmentation, and the tasks beside them that a network of the configuration names."""
+        nodes = [node for node in self.cfg.MODEL.values() if isinstance(node, Mapping)]
+        named = {task for node in nodes for task in node.get("TASKS", ())}
+        return tuple(task for task in TASKS if task in named | {"detection", "segmentation"})
+
     def store(self, task: str) -> Any:
         """The teacher's saved outputs, where the policy asks for them."""
         return self._stores.get(task)
@@ -63,10 +70,9 @@ class Facts:
         """Ids of the training images for which the policy would take the teacher's word."""
         if self.train is None or self.policy is None:
             return []
-        kind, needed = getattr(self.policy, task), []
+        kind, needed = self.policy[task], []
         for record in self.train.records:
-            has = record.has_boxes if task == "detection" else record.has_sem_seg
-            if kind.kind == "per_batch" or kind.weights(record.image_id, 0, has, True)[1] > 0:
+            if kind.kind == "per_batch" or kind.weights(record.image_id, 0, record.has(task), True)[1] > 0:
                 needed.append(record.image_id)
         return needed
 

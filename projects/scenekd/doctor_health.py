@@ -18,7 +18,6 @@ import numpy as np
 from .doctor_curves import best_evaluation, evaluations, fall_at_end, loss_names, raw_series, rise, wobble
 from .doctor_findings import Finding, error, run_checks, warning
 from .errors import UserError
-from .teachers.protocol import TASKS
 
 SCORES_FILE = "teacher_scores.json"
 _SCORES = {"segmentation": ("sem_seg", ("mIoU",)), "detection": ("bbox", ("mAP", "AP50", "AP"))}
@@ -72,7 +71,7 @@ def read_teacher_scores(folder: Path, cfg: Any) -> dict[str, Mapping[str, Any]]:
         UserError: a file is damaged.
     """
     found: dict[str, Mapping[str, Any]] = {}
-    for task in TASKS:
+    for task in _SCORES:
         if not cfg.TEACHER[task.upper()].TYPE:
             continue
         cache = Path(cfg.TEACHER[task.upper()].CACHE or folder / "teacher_cache" / task)

@@ -156,7 +156,7 @@ def check_results(folder: Path) -> list[Finding]:
         return [warning(f"{path}: not there", test)]
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        return check_numbers({task: results[task] for task in ("sem_seg", "bbox") if task in results})
+        return check_numbers({task: results[task] for task in ("sem_seg", "bbox", "segm") if task in results})
     except (ValueError, AttributeError, TypeError) as reason:
         return [error(f"{path}: damaged ({reason})", "score the checkpoint again with tools/test.py")]
 
@@ -164,7 +164,11 @@ def check_results(folder: Path) -> list[Finding]:
 def check_numbers(results: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
     """The tasks of ``results.json``."""
     findings = []
-    for task, prefix, headline in (("sem_seg", "IoU-", "mIoU"), ("bbox", "AP-", "mAP")):
+    for task, prefix, headline in (
+        ("sem_seg", "IoU-", "mIoU"),
+        ("bbox", "AP-", "mAP"),
+        ("segm", "AP-", "mAP"),
+    ):
         metrics = results.get(task)
         if metrics is None:
             continue

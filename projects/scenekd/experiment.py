@@ -20,6 +20,7 @@ from .data.catalog import Dataset, assert_disjoint, load_datasets
 from .data.mapper import Mapper, collate
 from .data.policy import SourcePolicy, build_policy
 from .errors import UserError
+from .evaluation.evaluator import METRIC_OF
 from .extras import Extras
 from .files import write_text
 from .models import build_model, choose_device, load_initial_weights
@@ -156,6 +157,7 @@ class Experiment:
             teachers=self.stores,
             policy=self.policy,
             soft_size=self.soft_size(),
+            instance_masks="instance_segmentation" in getattr(self.net, "tasks", ()),
         )
         self.skipped.watch("train", mapper, self.state.get("skipped", ()))
         sampler = DrawSampler(
@@ -205,8 +207,7 @@ class Experiment:
     @property
     def metrics(self) -> tuple[str, ...]:
         """``TEST.METRICS`` of the tasks that the network has."""
-        own = {"detection": "bbox", "segmentation": "sem_seg"}
-        tasks = {own[task] for task in getattr(self.net, "tasks", own)}
+        tasks = {METRIC_OF[task] for task in getattr(self.net, "tasks", METRIC_OF)}
         return tuple(metric for metric in self.cfg.TEST.METRICS if metric in tasks)
 
     def soft_size(self) -> tuple[int, int] | None:

@@ -29,6 +29,9 @@ class Picture(NamedTuple):
     pixels: np.ndarray
 
 
+DRAWN = ("detection", "segmentation")  # tasks whose teachers' outputs panels show
+
+
 class TeacherViews:
     """What the teachers of a configuration say about any image: read from their stores where they hold it,
     else the network is asked. Where neither can be had, the task stays empty and the log says why.

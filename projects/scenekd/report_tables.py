@@ -13,7 +13,7 @@ from .report_html import Markup, escape, interval_bar, number, table
 from .teachers.score import HEADERS, TeacherScore, score_rows
 
 # Task, key of its per-class numbers, and what the column is called.
-_PER_CLASS = (("sem_seg", "IoU-", "IoU"), ("bbox", "AP-", "AP"))
+_PER_CLASS = (("sem_seg", "IoU-", "IoU"), ("bbox", "AP-", "AP"), ("segm", "AP-", "mask AP"))
 _NAMES = {
     "pACC": "pixel accuracy",
     "mACC": "mean accuracy",

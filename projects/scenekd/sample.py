@@ -4,7 +4,8 @@ Shape shorthand: H, W: image height and width; N: boxes; C: object classes; K = 
 background first; h, w: a teacher's own grid.
 
 Boxes are absolute (x1, y1, x2, y2) pixels, 0-based: a box that covers the whole image is (0, 0, W, H).
-Box labels are 0…C−1. Dense labels are 0 for background, 1…C for the classes, 255 for void.
+Box labels are 0…C−1. Dense labels are 0 for background, 1…C for the classes, 255 for void. A box's mask is 1
+on its object, 0 elsewhere, 255 where that is not known; a box without a mask has 255 everywhere.
 """
 
 from __future__ import annotations
@@ -17,6 +18,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .masks import masks_from_logits
+from .source_weights import TASKS, SourceWeights
+
+__all__ = [
+    "IGNORE_INDEX",
+    "SOFT_FORMS",
+    "TASKS",
+    "Prediction",
+    "Sample",
+    "SoftSegmentation",
+    "SourceWeights",
+    "Target",
+]
 
 IGNORE_INDEX = 255
 SOFT_FORMS = ("logits", "probabilities", "scores")
@@ -43,16 +58,6 @@ class SoftSegmentation:
             raise ValueError(f"form must be one of {SOFT_FORMS}, got {self.form!r}")
 
 
-@dataclass
-class SourceWeights:
-    """How much ground truth and teacher weigh in each task's loss for one image; 0 leaves the source out."""
-
-    detection_gt: float = 1.0
-    detection_teacher: float = 0.0
-    segmentation_gt: float = 1.0
-    segmentation_teacher: float = 0.0
-
-
 def _no_boxes() -> np.ndarray:
     return np.zeros((0, 4), np.float32)
 
@@ -74,12 +79,13 @@ class Sample:
         box_weights: (N,) float32, how much each box counts in the box loss; None: its confidence.
         doubtful_boxes, doubtful_scores: (D, 4), (D,) float32, all that a teacher suspects here, however little
             it believes it; they teach nothing, steer no crop, and say only where background is doubtful. Or None.
+        masks: (N, H0, W0) uint8 of the boxes, on the un-augmented image; or None where no box has one.
         sem_seg: (H, W) uint8, or None where missing.
         soft_seg: the teacher's dense output, or None.
         coordinates: (H, W, 2) float32, for every pixel the (x, y) it shows of the un-augmented image, as
             fractions of its width and height; outside [0, 1] nothing of the image is shown. None: identity.
-        has_boxes, has_sem_seg: whether ground truth of the task exists for this image.
-        has_teacher_boxes: whether a detection teacher looked at this image.
+        has_boxes, has_sem_seg, has_instance_masks: whether ground truth of the task exists for this image.
+        has_teacher_boxes, has_teacher_masks: whether a teacher of detection, of instance masks looked at it.
         weights: what the policy chose for this image.
         height, width: size of the un-augmented image.
         file_name: where the image came from.
@@ -96,12 +102,15 @@ class Sample:
     box_weights: np.ndarray | None = None
     doubtful_boxes: np.ndarray | None = None
     doubtful_scores: np.ndarray | None = None
+    masks: np.ndarray | None = None
     sem_seg: np.ndarray | None = None
     soft_seg: SoftSegmentation | None = None
     coordinates: np.ndarray | None = None
     has_boxes: bool = False
     has_sem_seg: bool = False
+    has_instance_masks: bool = False
     has_teacher_boxes: bool = False
+    has_teacher_masks: bool = False
     weights: SourceWeights = field(default_factory=SourceWeights)
     height: int = 0
     width: int = 0
@@ -122,6 +131,7 @@ class Sample:
             difficult=self.difficult[keep],
             class_probabilities=None if self.class_probabilities is None else self.class_probabilities[keep],
             box_weights=None if self.box_weights is None else self.box_weights[keep],
+            masks=None if self.masks is None else self.masks[keep],
         )
 
 
@@ -133,9 +143,10 @@ class Target:
         boxes (N, 4) float32, labels (N,) int64, confidences (N,) float32, from_teacher (N,) bool,
         difficult (N,) bool, class_probabilities (N, C + 1) float32 or None, box_weights (N,) float32 or None,
         doubtful_boxes (D, 4), doubtful_scores (D,) float32 or None: as in :class:`Sample`.
+        masks: (N, h', w') uint8 of the boxes, sampled at the end of augmentation, or None.
         sem_seg: (H, W) int64 of the network input, or None.
         soft_seg: (K, h', w') float32, the teacher's output sampled at the end of augmentation, or None;
-            (h', w') is the network input or a whole fraction of it.
+            (h', w'), as of ``masks``, is the network input or a whole fraction of it.
         soft_valid: (h', w') bool, True where ``soft_seg`` shows a part of the image.
         height, width: size of the un-augmented image, to which predictions are resized.
     """
@@ -146,12 +157,15 @@ class Target:
     confidences: Tensor
     from_teacher: Tensor
     difficult: Tensor
+    masks: Tensor | None = None
     sem_seg: Tensor | None = None
     soft_seg: Tensor | None = None
     soft_valid: Tensor | None = None
     has_boxes: bool = False
     has_sem_seg: bool = False
+    has_instance_masks: bool = False
     has_teacher_boxes: bool = False
+    has_teacher_masks: bool = False
     weights: SourceWeights = field(default_factory=SourceWeights)
     height: int = 0
     width: int = 0
@@ -163,14 +177,18 @@ class Target:
 
     def labelled_tasks(self) -> set[str]:
         """The tasks that this image has a label for, of ground truth or a teacher, with a weight above 0."""
-        weights = self.weights
-        known = {
-            "detection": weights.detection_gt * self.has_boxes
-            + weights.detection_teacher * self.has_teacher_boxes,
-            "segmentation": weights.segmentation_gt * (self.sem_seg is not None)
-            + weights.segmentation_teacher * (self.soft_seg is not None),
-        }
-        return {task for task, weight in known.items() if weight > 0}
+        return {task for task in TASKS if max(self.existing_weights(task)) > 0}
+
+    def existing_weights(self, task: str) -> tuple[float, float]:
+        """The weights of ground truth and teacher in a task's loss, 0 where this image has no such label."""
+        masks = self.masks is not None
+        exists = {
+            "detection": (self.has_boxes, self.has_teacher_boxes),
+            "segmentation": (self.sem_seg is not None, self.soft_seg is not None),
+            "instance_segmentation": (self.has_instance_masks and masks, self.has_teacher_masks and masks),
+        }[task]
+        ground_truth, teacher = self.weights[task]
+        return ground_truth * exists[0], teacher * exists[1]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         """A copy with every tensor on ``device``."""
@@ -201,7 +219,9 @@ class Prediction:
         class_probabilities: (N, C + 1) float32, background last, that the scores are taken from; or None where
             the network does not tell.
         sem_seg: (K, h, w) logits, or None where the network has no segmentation task.
-        size: (height, width) that ``boxes`` refer to.
+        mask_logits: (N, h, w) of the boxes, over the whole image, or None where there is no such task.
+        masks: (N, height, width) bool, inside the boxes, once resized.
+        size: (height, width) that ``boxes`` and ``masks`` refer to.
     """
 
     size: tuple[int, int]
@@ -210,10 +230,13 @@ class Prediction:
     scores: Tensor | None = None
     sem_seg: Tensor | None = None
     class_probabilities: Tensor | None = None
+    mask_logits: Tensor | None = None
+    masks: Tensor | None = None
 
     def resize(self, height: int, width: int) -> Prediction:
-        """The prediction at another image size: boxes scaled and clipped, logits bilinearly resized."""
-        boxes, sem_seg = self.boxes, self.sem_seg
+        """The prediction at another image size: boxes scaled and clipped, logits bilinearly resized; masks are
+        made of their logits, above 0, inside the box."""
+        boxes, sem_seg, masks = self.boxes, self.sem_seg, self.masks
         if boxes is not None:
             scale = boxes.new_tensor([width / self.size[1], height / self.size[0]]).repeat(2)
             limit = boxes.new_tensor([width, height]).repeat(2)
@@ -222,4 +245,6 @@ class Prediction:
             sem_seg = F.interpolate(
                 sem_seg[None].float(), size=(height, width), mode="bilinear", align_corners=False
             )[0]
-        return dataclasses.replace(self, size=(height, width), boxes=boxes, sem_seg=sem_seg)
+        if self.mask_logits is not None and boxes is not None:
+            masks = masks_from_logits(self.mask_logits, boxes, height, width)
+        return dataclasses.replace(self, size=(height, width), boxes=boxes, sem_seg=sem_seg, masks=masks)

@@ -15,7 +15,12 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _COLUMNS = 3
 _SMOOTH_FROM = 100  # points; fewer are readable as they are
-HEADLINES = ("sem_seg/mIoU", "bbox/mAP", "bbox/AP")  # AP50 is mAP under another name, or a part of AP
+HEADLINES = (
+    "sem_seg/mIoU",
+    "bbox/mAP",
+    "bbox/AP",
+    "segm/AP",
+)  # AP50 is mAP under another name, or a part of AP
 
 Lines = Sequence[Mapping[str, Any]]
 

@@ -15,7 +15,7 @@ from ..boxes_merge import duplicate_quality, vectors_from_boxes
 from ..errors import UserError
 from ..teachers.merged import unmerged
 from ..teachers.options import our_classes
-from ..teachers.protocol import Detections
+from ..teachers.protocol import Detections, InstanceDetections
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class BoxSources:
         self.num_classes = len(our_classes(cfg))
         self.min_score, self.use_confidence = node.MIN_SCORE, node.USE_CONFIDENCE
         self.vectors, self.box_weight = node.CLASS_TARGET == "vector", node.BOX_WEIGHT
+        self.mask_confidence = cfg.DISTILL.INSTANCE_SEGMENTATION.USE_CONFIDENCE
         self.quality_iou = cfg.TEACHER.DETECTION.MERGE_IOU
         self.doubts = node.NEGATIVES == "teacher_aware"
         self.doubts_of_ground_truth = self.doubts and node.NEGATIVES_GROUND_TRUTH
@@ -100,6 +101,13 @@ class BoxSources:
         if self.box_weight != "score":
             columns["box_weights"] = self._quality(found)[keep]
         return columns
+
+    def of_masks(self, found: InstanceDetections) -> Columns:
+        """Columns of the boxes of a teacher of masks, which teach no detection."""
+        columns = self.ground_truth(found.boxes, found.labels, np.zeros(len(found.boxes), bool))
+        if self.mask_confidence:
+            columns["confidences"] = found.scores
+        return columns | {"from_teacher": np.ones(len(found.boxes), bool)}
 
     def _vectors(self, found: Detections) -> np.ndarray:
         if found.class_probabilities is not None:

@@ -126,9 +126,16 @@ def load_datasets(names: Sequence[str], cfg: Any, *, train: bool) -> Dataset:
     )
 
 
+_KEEP = {
+    "KEEP_BOXES": "has_boxes",
+    "KEEP_SEM_SEG": "has_sem_seg",
+    "KEEP_INSTANCE_MASKS": "has_instance_masks",
+}
+
+
 def _keep_labels(records: list[Record], node: Any) -> list[Record]:
     keep: dict[str, set[str]] = {}
-    for key, has in (("KEEP_BOXES", "has_boxes"), ("KEEP_SEM_SEG", "has_sem_seg")):
+    for key, has in _KEEP.items():
         fraction = node[key]
         if not 0.0 <= fraction <= 1.0:
             raise UserError(f"DATASETS.{key}: {fraction} is no share between 0 and 1")
@@ -139,6 +146,8 @@ def _keep_labels(records: list[Record], node: Any) -> list[Record]:
         changes: dict[str, Any] = {}
         if record.image_id not in keep["KEEP_BOXES"]:
             changes = {"boxes": None, "labels": None, "difficult": None, "crowd": None}
+        if record.image_id not in keep["KEEP_BOXES"] & keep["KEEP_INSTANCE_MASKS"]:
+            changes["object_masks"] = None
         if record.image_id not in keep["KEEP_SEM_SEG"]:
             changes |= {"sem_seg_file": None, "segmentation": None}
         kept.append(dataclasses.replace(record, **changes))
@@ -170,7 +179,10 @@ def availability_report(dataset: Dataset) -> str:
         f"{dataset.name}: {total} images, {len(dataset.skipped)} skipped, {dataset.clipped} boxes clipped",
         f"{'task':<16}{'labelled':>10}{'missing':>10}{'missing %':>11}",
     ]
-    for task, count in (("detection", boxes), ("segmentation", masks), ("both", both)):
+    counts = [("detection", boxes), ("segmentation", masks), ("both", both)]
+    if objects := sum(record.has_instance_masks for record in records):
+        counts.append(("object masks", objects))
+    for task, count in counts:
         lines.append(
             f"{task:<16}{count:>10}{total - count:>10}{100 * (total - count) / max(total, 1):>11.1f}"
         )

@@ -21,6 +21,7 @@ import numpy as np
 
 from ..errors import BadRecordError, UserError
 from ..sample import IGNORE_INDEX
+from .instance_masks import Outlines, decode_outline
 from .records import Dataset, Record
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def load_coco(name: str, root: str = "", classes: tuple[str, ...] = (), on_error
             dataset.skipped.append(str(error))
             continue
         if name.startswith("coco_det_"):
-            record.segmentation = None
+            record.segmentation = record.object_masks = None
         dataset.records.append(record)
         dataset.clipped += clipped
     if not dataset.records:
@@ -138,7 +139,7 @@ def _record(
     corners[:, 2:] += corners[:, :2]
     boxes = np.clip(corners, 0, np.asarray([width, height, width, height], np.float32))
     # COCO itself holds a few boxes without area; they are of no use to training or evaluation.
-    keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    keep = np.asarray((boxes[:, 2:] > boxes[:, :2]).all(axis=1), bool)
     crowd = np.asarray([bool(annotation.get("iscrowd")) for annotation in objects], bool)
     labels = np.asarray([index[annotation["category_id"]] for annotation in objects], np.int64)
     regions = [
@@ -146,6 +147,7 @@ def _record(
         for annotation, group, label in zip(objects, crowd, labels)
         if annotation.get("segmentation")
     ]
+    outlines = [a.get("segmentation") or None for a, kept in zip(objects, keep.tolist()) if kept]
     record = Record(
         image_id=str(item["id"]),
         file_name=str(file),
@@ -156,6 +158,7 @@ def _record(
         difficult=crowd[keep].copy(),
         crowd=crowd[keep],
         segmentation=InstanceMask(str(file), height, width, regions),
+        object_masks=Outlines(str(file), outlines) if not outlines or any(outlines) else None,
     )
     # json boxes are rounded to .01, so a hundredth over the border is no error worth a count
     return record, int((np.abs(boxes - corners) > 0.02).any(axis=1).sum())
@@ -179,25 +182,9 @@ class InstanceMask:
     regions: list[_Region]
 
     def __call__(self) -> np.ndarray:
-        from pycocotools import mask as masks
-
         decoded = []
         for region in self.regions:
-            shape = region.segmentation
-            try:
-                if isinstance(shape, list):
-                    shape = masks.merge(masks.frPyObjects(shape, self.height, self.width))
-                elif isinstance(shape["counts"], list):
-                    shape = masks.frPyObjects(shape, self.height, self.width)
-                inside = masks.decode(shape).astype(bool)
-            except (TypeError, ValueError, KeyError) as error:
-                raise BadRecordError(
-                    f"{self.file_name}: broken object outline ({error}); mend the json"
-                ) from None
-            if inside.shape != (self.height, self.width):
-                raise BadRecordError(
-                    f"{self.file_name}: an outline of another size than the image; mend the json"
-                )
+            inside = decode_outline(region.segmentation, (self.height, self.width), self.file_name)
             decoded.append((region.value == IGNORE_INDEX, int(inside.sum()), region.value, inside))
         sem_seg = np.zeros((self.height, self.width), np.uint8)
         # crowds first, then the objects from large to small: what is painted last is on top

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import BadRecordError
-from ..sample import Sample, SourceWeights, Target
+from ..sample import TASKS, Sample, SourceWeights, Target
 from ..sampling import draw_rng, record_index
 from .box_sources import BoxSources
 from .images import read_image
+from .instance_masks import match_boxes, sample_masks, unknown_masks
 from .policy import GROUND_TRUTH, SourcePolicy, build_policy
 from .records import Dataset, Record
 from .soft import check_target, convert_soft, sample_soft
 from .transforms import Transform, build_transforms, identity_coordinates
+
+if TYPE_CHECKING:
+    from ..teachers.protocol import InstanceDetections
+
+INSTANCES = "instance_segmentation"
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +40,7 @@ class Mapper:
         policy: by default built from ``cfg.DISTILL`` in training; ground truth alone in testing.
         soft_size: (h, w) at which the soft target is sampled; by default the network input's size.
         transforms: instead of those of ``cfg.INPUT``.
+        instance_masks: whether masks of boxes are wanted; reading them takes time.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class Mapper:
         policy: SourcePolicy | None = None,
         soft_size: tuple[int, int] | None = None,
         transforms: Transform | None = None,
+        instance_masks: bool = False,
     ) -> None:
         self.dataset, self.train, self.seed, self.soft_size = dataset, train, cfg.SEED, soft_size
         self.teachers = dict(teachers or {})
@@ -57,6 +65,8 @@ class Mapper:
         self.box_sources = BoxSources(cfg)
         if train:
             self.box_sources.check_teacher("detection" in self.teachers)
+        self.instance_masks = instance_masks
+        self.mask_min_score = cfg.DISTILL.INSTANCE_SEGMENTATION.MIN_SCORE
         self.soft_target = cfg.DISTILL.SEGMENTATION.TARGET
         self.void = cfg.DISTILL.SEGMENTATION.VOID
         self.background = cfg.TEACHER.SEGMENTATION.BACKGROUND
@@ -116,26 +126,25 @@ class Mapper:
                 f"{record.file_name}: the image is {width}×{height}, its annotation says "
                 f"{record.width}×{record.height}; mend one of them"
             )
-        has_teacher = {task: record.image_id in store for task, store in self.teachers.items()}
-        weights = self.policy.weights(
-            record.image_id,
-            index,
-            has_boxes=record.has_boxes,
-            has_sem_seg=record.has_sem_seg,
-            has_teacher_boxes=has_teacher.get("detection", False),
-            has_soft=has_teacher.get("segmentation", False),
-        )
+        tasks = TASKS if self.instance_masks else tuple(t for t in TASKS if t != INSTANCES)
+        available = {t: (record.has(t), record.image_id in self.teachers.get(t, ())) for t in tasks}
+        weights = self.policy.choose(record.image_id, index, available)
         sample = Sample(
             image=image,
             image_id=record.image_id,
             has_boxes=record.has_boxes,
             has_sem_seg=record.has_sem_seg,
-            has_teacher_boxes=has_teacher.get("detection", False),
+            has_instance_masks=available.get(INSTANCES, (False, False))[0],
+            has_teacher_boxes=available["detection"][1],
+            has_teacher_masks=available.get(INSTANCES, (False, False))[1],
             weights=weights,
             file_name=record.file_name,
         )
-        for name, array in self._boxes(record, weights).items():
+        theirs = self._teacher_masks(record) if weights[INSTANCES][1] > 0 else None
+        for name, array in self._boxes(record, weights, theirs).items():
             setattr(sample, name, array)
+        if weights[INSTANCES][0] > 0 or theirs is not None:
+            sample.masks = self._masks(record, sample, theirs)
         # A mask without weight still tells which of the teacher's pixels are void.
         void_labels = self.void == "labels" and weights.segmentation_teacher > 0 and record.has_sem_seg
         if weights.segmentation_gt > 0 or void_labels:
@@ -145,11 +154,16 @@ class Mapper:
             check_target(sample.soft_seg.form, self.soft_target, self.background)
         return sample
 
-    def _boxes(self, record: Record, weights: SourceWeights) -> dict[str, np.ndarray]:
-        """Boxes of the sources that count; one that does not must not steer the crop either."""
+    def _boxes(
+        self, record: Record, weights: SourceWeights, theirs: InstanceDetections | None
+    ) -> dict[str, np.ndarray]:
+        """Boxes of the sources that count; one that does not must not steer the crop either.
+
+        The teacher's boxes are the detection teacher's where it counts, else those of ``theirs``.
+        """
         sources, parts = self.box_sources, [self.box_sources.none()]
-        if weights.detection_gt > 0 and record.boxes is not None:
-            keep = ~record.crowd if record.crowd is not None else np.ones(len(record.boxes), bool)
+        if max(weights.detection_gt, weights[INSTANCES][0]) > 0 and record.boxes is not None:
+            keep = no_crowd(record)
             boxes, labels, difficult = record.boxes[keep], _given(record.labels), _given(record.difficult)
             parts.append(sources.ground_truth(boxes, labels[keep], difficult[keep]))
         asked = weights.detection_teacher > 0
@@ -159,16 +173,38 @@ class Mapper:
             found = store.get_detections(record.image_id)
         if asked and found is not None:
             parts.append(sources.teacher(found))
+        elif theirs is not None:
+            parts.append(sources.of_masks(theirs))
         columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         if doubts and found is not None:
             columns |= {"doubtful_boxes": found.boxes, "doubtful_scores": found.scores}
         return columns
 
+    def _teacher_masks(self, record: Record) -> InstanceDetections:
+        found: InstanceDetections = self.teachers[INSTANCES].get_instances(record.image_id)
+        return found.keep(self.mask_min_score, None)
+
+    def _masks(self, record: Record, sample: Sample, theirs: InstanceDetections | None) -> np.ndarray:
+        """The masks of the sample's boxes: the record's, and ``theirs`` on the teacher's boxes, whichever
+        teacher gave these."""
+        size = sample.image.shape[:2]
+        masks = unknown_masks(len(sample.boxes), (size[0], size[1]))
+        if sample.weights[INSTANCES][0] > 0:
+            own = self.dataset.read_instance_masks(record, (size[0], size[1]))
+            masks[~sample.from_teacher] = own[no_crowd(record)]
+        if theirs is not None:
+            places = np.flatnonzero(sample.from_teacher)
+            found = match_boxes(sample.boxes[places], sample.labels[places], theirs.boxes, theirs.labels)
+            masks[places[found >= 0]] = theirs.masks(found[found >= 0])
+        return masks
+
     def _target(self, sample: Sample) -> Target:
-        soft_seg = soft_valid = None
+        soft_seg = soft_valid = masks = None
+        size = sample.image.shape[:2]
+        field = sample.coordinates if sample.coordinates is not None else identity_coordinates(*size)
+        if sample.masks is not None:
+            masks = torch.from_numpy(sample_masks(sample.masks, field, self.soft_size))
         if sample.soft_seg is not None:
-            size = sample.image.shape[:2]
-            field = sample.coordinates if sample.coordinates is not None else identity_coordinates(*size)
             values, valid = sample_soft(sample.soft_seg, field, self.soft_size, self.background)
             soft_seg = torch.from_numpy(convert_soft(values, sample.soft_seg.form, self.soft_target))
             soft_valid = torch.from_numpy(valid)
@@ -179,12 +215,15 @@ class Mapper:
             confidences=torch.from_numpy(sample.confidences),
             from_teacher=torch.from_numpy(sample.from_teacher),
             difficult=torch.from_numpy(sample.difficult),
+            masks=masks,
             sem_seg=None if sample.sem_seg is None else torch.from_numpy(sample.sem_seg).long(),
             soft_seg=soft_seg,
             soft_valid=soft_valid,
             has_boxes=sample.has_boxes,
             has_sem_seg=sample.has_sem_seg,
+            has_instance_masks=sample.has_instance_masks,
             has_teacher_boxes=sample.has_teacher_boxes,
+            has_teacher_masks=sample.has_teacher_masks,
             weights=sample.weights,
             height=sample.height,
             width=sample.width,
@@ -198,6 +237,11 @@ class Mapper:
 
 def _tensor(array: np.ndarray | None) -> Tensor | None:
     return None if array is None else torch.from_numpy(array)
+
+
+def no_crowd(record: Record) -> np.ndarray:
+    """(N,) bool: the boxes of single objects."""
+    return ~_given(record.crowd) if record.crowd is not None else np.ones(len(_given(record.boxes)), bool)
 
 
 def _given(array: np.ndarray | None) -> np.ndarray:

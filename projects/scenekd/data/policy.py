@@ -15,12 +15,12 @@ Where the chosen source does not exist for an image, the image is left out of th
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError
-from ..sample import SourceWeights
+from ..sample import TASKS, SourceWeights
 from ..sampling import STREAM_POLICY, draw_rng
 from .subset import stable_subset
 
@@ -84,17 +84,58 @@ def _chosen_positions(seed: int, iteration: int, batch_size: int, fraction: floa
     return frozenset(order[: int(batch_size * fraction + 1e-9)].tolist())
 
 
-@dataclass(frozen=True)
 class SourcePolicy:
-    """The choice for both tasks. With equal seeds, per_batch and fixed_subset nest the tasks' choices."""
+    """The choice for every task. With equal seeds, per_batch and fixed_subset nest the tasks' choices.
 
-    detection: TaskPolicy
-    segmentation: TaskPolicy
+    Args:
+        detection, segmentation, others: of each task; ground truth alone by default.
+
+    Attributes:
+        tasks: task → its choice.
+    """
+
+    def __init__(
+        self,
+        detection: TaskPolicy | None = None,
+        segmentation: TaskPolicy | None = None,
+        **others: TaskPolicy,
+    ) -> None:
+        given = {"detection": detection, "segmentation": segmentation, **others}
+        self.tasks = {task: policy or TaskPolicy("ground_truth") for task, policy in given.items()}
+
+    def __getitem__(self, task: str) -> TaskPolicy:
+        return self.tasks[task]
+
+    @property
+    def detection(self) -> TaskPolicy:
+        return self.tasks["detection"]
+
+    @property
+    def segmentation(self) -> TaskPolicy:
+        return self.tasks["segmentation"]
 
     @property
     def teacher_tasks(self) -> tuple[str, ...]:
         """The tasks that cannot do without a teacher's store."""
-        return tuple(t for t in ("detection", "segmentation") if getattr(self, t).needs_teacher)
+        return tuple(task for task, policy in self.tasks.items() if policy.needs_teacher)
+
+    def choose(
+        self, image_id: str, draw_index: int, available: Mapping[str, tuple[bool, bool]]
+    ) -> SourceWeights:
+        """The weights of one image.
+
+        Args:
+            draw_index: the global index of the draw; its iteration and place in the batch follow from it.
+            available: for each task, whether ground truth and whether a teacher's output exist for the image;
+                neither does where it is not named.
+        """
+        neither = (False, False)
+        return SourceWeights.of(
+            {
+                task: policy.weights(image_id, draw_index, *available.get(task, neither))
+                for task, policy in self.tasks.items()
+            }
+        )
 
     def weights(
         self,
@@ -106,18 +147,12 @@ class SourcePolicy:
         has_teacher_boxes: bool = False,
         has_soft: bool = False,
     ) -> SourceWeights:
-        """The weights of one image.
-
-        Args:
-            draw_index: the global index of the draw; its iteration and place in the batch follow from it.
-            has_…: which labels and which teachers' outputs exist for the image.
-        """
-        detection = self.detection.weights(image_id, draw_index, has_boxes, has_teacher_boxes)
-        segmentation = self.segmentation.weights(image_id, draw_index, has_sem_seg, has_soft)
-        return SourceWeights(*detection, *segmentation)
+        """:meth:`choose` for detection and segmentation, by the names of what exists."""
+        available = {"detection": (has_boxes, has_teacher_boxes), "segmentation": (has_sem_seg, has_soft)}
+        return self.choose(image_id, draw_index, available)
 
 
-GROUND_TRUTH = SourcePolicy(TaskPolicy("ground_truth"), TaskPolicy("ground_truth"))
+GROUND_TRUTH = SourcePolicy(**{task: TaskPolicy("ground_truth") for task in TASKS})
 
 
 def build_policy(
@@ -133,13 +168,13 @@ def build_policy(
         UserError: an unknown policy, a value out of range, or no teacher for a policy that needs one.
     """
     ids = list(image_ids)
-    policy = SourcePolicy(*(_task_policy(cfg, task, ids) for task in ("DETECTION", "SEGMENTATION")))
+    policy = SourcePolicy(**{task: _task_policy(cfg, task.upper(), ids) for task in TASKS})
     if teachers is None:
         nodes = {task: cfg.TEACHER[task.upper()] for task in policy.teacher_tasks}
         teachers = [task for task, node in nodes.items() if node.TYPE or node.CACHE]
     for task in set(policy.teacher_tasks) - set(teachers):
         raise UserError(
-            f"DISTILL.{task.upper()}.POLICY: {getattr(policy, task).kind} needs a teacher; "
+            f"DISTILL.{task.upper()}.POLICY: {policy[task].kind} needs a teacher; "
             f"set TEACHER.{task.upper()}.TYPE, or choose ground_truth"
         )
     return policy

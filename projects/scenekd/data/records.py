@@ -27,6 +27,8 @@ class Record:
             ignored in evaluation (they are marked difficult too).
         sem_seg_file: path of the mask, or None.
         segmentation: makes the mask where no file holds it: () → (H, W) uint8.
+        object_masks: makes the masks of the boxes: (H, W) → (N, H, W) uint8, see :mod:`.instance_masks`; None
+            where no box has one.
     """
 
     image_id: str
@@ -39,6 +41,7 @@ class Record:
     crowd: np.ndarray | None = None
     sem_seg_file: str | None = None
     segmentation: Callable[[], np.ndarray] | None = None
+    object_masks: Callable[[tuple[int, int]], np.ndarray] | None = None
 
     @property
     def has_boxes(self) -> bool:
@@ -47,6 +50,18 @@ class Record:
     @property
     def has_sem_seg(self) -> bool:
         return self.sem_seg_file is not None or self.segmentation is not None
+
+    @property
+    def has_instance_masks(self) -> bool:
+        return self.boxes is not None and self.object_masks is not None
+
+    def has(self, task: str) -> bool:
+        """Whether the image has ground truth of a task."""
+        return {
+            "detection": self.has_boxes,
+            "segmentation": self.has_sem_seg,
+            "instance_segmentation": self.has_instance_masks,
+        }[task]
 
     def size(self) -> tuple[int, int]:
         """(height, width); read from the image's header where the annotation does not tell."""
@@ -99,3 +114,16 @@ class Dataset:
         return read_sem_seg(
             record.sem_seg_file, size or record.size(), num_classes=len(self.classes), palette=self.palette
         )
+
+    def read_instance_masks(self, record: Record, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The masks of the record's boxes, (N, H, W) uint8, see :mod:`.instance_masks`.
+
+        Args:
+            size: (height, width) of the image, where it has been read already.
+
+        Raises:
+            BadRecordError: they cannot be read, or have another size than the image.
+        """
+        if record.object_masks is None:
+            raise ValueError(f"{record.image_id} has no masks of objects")
+        return record.object_masks(size or record.size())

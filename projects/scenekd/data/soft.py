@@ -11,6 +11,7 @@ from ..sample import SoftSegmentation
 from .geometry import shown
 
 _FLOOR = 1e-8  # of a probability, before its logarithm
+_ROUNDING = 1e-3  # of a cell: above what float32 fractions lose on images of thousands of pixels
 
 
 def sample_soft(
@@ -35,11 +36,7 @@ def sample_soft(
     """
     if background not in ("none", "explicit"):
         raise ValueError(f"background must be none or explicit, got {background!r}")
-    if size is not None and size != coordinates.shape[:2]:
-        rows, columns = (nearest_exact(n, out) for n, out in zip(coordinates.shape[:2], size))
-        coordinates = coordinates.take(rows, axis=0).take(columns, axis=1)
-    valid = shown(coordinates)
-    coordinates = np.nan_to_num(coordinates, nan=0.5)  # invalid, and not to spread to the values
+    coordinates, valid = thin_out(coordinates, size)
     if soft.form == "scores":
         values = _nearest(soft.values, coordinates)
         if background == "explicit":
@@ -50,17 +47,33 @@ def sample_soft(
     return values, valid
 
 
+def thin_out(coordinates: np.ndarray, size: tuple[int, int] | None) -> tuple[np.ndarray, np.ndarray]:
+    """The field at (h, w) of its pixels, chosen as by torch's ``nearest-exact``, without NaN; and (h, w) bool,
+    where the image is shown."""
+    if size is not None and size != coordinates.shape[:2]:
+        rows, columns = (nearest_exact(n, out) for n, out in zip(coordinates.shape[:2], size))
+        coordinates = coordinates.take(rows, axis=0).take(columns, axis=1)
+    # what is invalid must not spread to the values
+    return np.nan_to_num(coordinates, nan=0.5), shown(coordinates)
+
+
 def nearest_exact(length: int, out: int) -> np.ndarray:
     """For each of ``out`` cells the index of the nearest of ``length``: floor((i + ½) · length / out)."""
     return (2 * np.arange(out) + 1) * length // (2 * out)
 
 
-def _nearest(values: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-    _, height, width = values.shape
+def nearest_cells(coordinates: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(h, w) flat index of the cell of a height × width grid in which each place of the field lies."""
     limit = np.asarray([width, height])
-    cell = np.clip(np.floor(coordinates * limit), 0, limit - 1).astype(np.intp)
-    flat = values.reshape(len(values), -1).take(cell[..., 1] * width + cell[..., 0], axis=1)
-    return np.ascontiguousarray(flat, np.float32)
+    # a place on the border of two cells, up to the rounding of float32, takes the later one, as nearest-exact does
+    cell = np.clip(np.floor(coordinates * limit + _ROUNDING), 0, limit - 1).astype(np.intp)
+    flat: np.ndarray = cell[..., 1] * width + cell[..., 0]
+    return flat
+
+
+def _nearest(values: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+    cells = nearest_cells(coordinates, *values.shape[1:])
+    return np.ascontiguousarray(values.reshape(len(values), -1).take(cells, axis=1), np.float32)
 
 
 def _bilinear(values: np.ndarray, coordinates: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 ``voc[YEAR]_{seg|main|aug}_{list}``: ``seg`` reads ImageSets/Segmentation/<list>.txt and masks from
 SegmentationClass, ``aug`` masks from SegmentationClassAug, ``main`` ImageSets/Main/<list>.txt with the masks
-that happen to exist. Any list works by its name. VOC's boxes are 1-based and inclusive: 1 is taken from xmin
+that happen to exist. Masks of the boxes come from SegmentationObject wherever it holds the image.
+Any list works by its name. VOC's boxes are 1-based and inclusive: 1 is taken from xmin
 and ymin on load, so that (xmin, ymin, xmax, ymax) bounds the box in 0-based continuous pixels.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from ..errors import BadRecordError, UserError
 from ..xml_files import read_xml
+from .instance_masks import ObjectMap
 from .records import Dataset, Record
 from .voc_layout import find_list, find_voc_folder, read_list
 
@@ -41,6 +43,7 @@ VOC_CLASSES = (
 )
 _NAME = re.compile(r"voc(?P<year>\d{4})?_(?P<kind>seg|main|aug)_(?P<list>\w[\w.-]*)")
 _ONE_BASED = np.asarray([1, 1, 0, 0], np.float32)
+OBJECTS = "SegmentationObject"
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 logger = logging.getLogger(__name__)
@@ -98,6 +101,7 @@ class _Layout:
     images: dict[str, str]
     annotations: set[str]
     masks: list[tuple[str, set[str]]]
+    objects: set[str]
 
     @classmethod
     def scan(cls, folder: Path, kind: str, classes: tuple[str, ...]) -> _Layout:
@@ -112,6 +116,7 @@ class _Layout:
             images,
             _listing(folder / "Annotations"),
             [(name, _listing(folder / name)) for name in mask_folders],
+            _listing(folder / OBJECTS) & _listing(folder / "SegmentationClass"),
         )
 
     @property
@@ -137,6 +142,11 @@ class _Layout:
         if f"{image_id}.xml" in self.annotations:
             path = os.path.join(folder, "Annotations", f"{image_id}.xml")
             clipped = read_annotation(path, self.classes, record)
+        if f"{image_id}.png" in self.objects and record.boxes is not None and record.labels is not None:
+            objects, kinds = (
+                os.path.join(folder, part, f"{image_id}.png") for part in (OBJECTS, "SegmentationClass")
+            )
+            record.object_masks = ObjectMap(objects, kinds, record.boxes, record.labels)
         return record, clipped
 
 

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from ..data.catalog import Dataset, Record, register_loader
+from ..data.instance_masks import Outlines
 from ..errors import UserError
+from ..evaluation.mask_records import encode, region
 from ..sample import IGNORE_INDEX
 
 _BACKGROUND = "background"
@@ -66,7 +68,13 @@ def _from_dict(item: dict[str, Any]) -> Record:
         difficult=difficult,
         crowd=crowd,
         sem_seg_file=item.get("sem_seg_file_name"),
+        object_masks=_outlines(item) if boxes is not None else None,
     )
+
+
+def _outlines(item: dict[str, Any]) -> Outlines | None:
+    outlines = [annotation.get("segmentation") or None for annotation in item["annotations"]]
+    return Outlines(item["file_name"], outlines) if any(outlines) else None
 
 
 def _xyxy(annotation: dict[str, Any]) -> list[float]:
@@ -104,10 +112,13 @@ def _load_mmseg(name: str, root: str, classes: tuple[str, ...], on_error: str) -
     return Dataset(name=config["type"], classes=names[1:], records=records)
 
 
-def register_in_detectron2(dataset: Dataset | Callable[[], Dataset], name: str) -> str:
+def register_in_detectron2(
+    dataset: Dataset | Callable[[], Dataset], name: str, *, object_masks: bool = False
+) -> str:
     """Make ``dataset`` known to detectron2's catalogs under ``name``, with classes and colours; returns the name.
 
-    A function is called when the data set is first used; its metadata is known from then on.
+    A function is called when the data set is first used; its metadata is known from then on. With ``object_masks``
+    the masks of the boxes are read and told, as COCO's run lengths.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -124,7 +135,7 @@ def register_in_detectron2(dataset: Dataset | Callable[[], Dataset], name: str) 
     def items() -> list[dict[str, Any]]:
         data = dataset if isinstance(dataset, Dataset) else dataset()
         describe(data)
-        return [_to_dict(record) for record in data.records]
+        return [_to_dict(record, data if object_masks else None) for record in data.records]
 
     if name in DatasetCatalog.list():
         DatasetCatalog.remove(name)
@@ -135,10 +146,10 @@ def register_in_detectron2(dataset: Dataset | Callable[[], Dataset], name: str) 
     return name
 
 
-def _to_dict(record: Record) -> dict[str, Any]:
+def _to_dict(record: Record, masks: Dataset | None = None) -> dict[str, Any]:
     """A record as detectron2 wants it. ``annotations`` is always there, as its loader asks for it in every image
     where the first one has it; ``has_boxes`` and ``has_sem_seg`` say which labels exist. Difficult boxes are marked
-    ``iscrowd``, which its COCO evaluator ignores."""
+    ``iscrowd``, which its COCO evaluator ignores. ``masks`` is the data set where masks of the boxes are wanted."""
     from detectron2.structures import BoxMode
 
     height, width = record.size()
@@ -165,6 +176,11 @@ def _to_dict(record: Record) -> dict[str, Any]:
             }
             for box, label, difficult, group in zip(record.boxes, record.labels, record.difficult, crowd)
         ]
+        if masks is not None and record.has_instance_masks:
+            for annotation, mask in zip(item["annotations"], masks.read_instance_masks(record)):
+                inside, known = region(np.asarray(annotation["bbox"]), mask)
+                annotation["segmentation"] = encode(inside)
+                annotation["iscrowd"] = int(annotation["iscrowd"] or not known)
     return item
 
 

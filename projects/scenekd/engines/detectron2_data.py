@@ -118,8 +118,10 @@ class SceneKDDatasetMapper:
             tasks = build_policy(cfg, data.image_ids).teacher_tasks
             stores = {task: open_store(cfg, task) for task in tasks}
         options: dict[str, Any] = {"train": is_train, "teachers": stores}
-        if self.own and "segmentation" in stores:
-            options["soft_size"] = _soft_size(cfg)
+        if self.own and is_train:
+            soft_size, masks = _needs(cfg)
+            options["instance_masks"] = masks
+            options["soft_size"] = soft_size if "segmentation" in stores or masks else None
         if self.own and augmentations is not None:
             augmentations = [*augmentations, T.Resize((cfg.INPUT.SIZE, cfg.INPUT.SIZE))]
         if augmentations is not None:
@@ -219,5 +221,7 @@ def _check_loader(cfg: CfgNode) -> None:
             raise UserError(f"DISTILL.{task}.POLICY: per_batch needs SceneKD's own loader; use combined")
 
 
-def _soft_size(cfg: CfgNode) -> tuple[int, int] | None:
-    return getattr(build_model(cfg, pretrained=False), "segmentation_size", None)
+def _needs(cfg: CfgNode) -> tuple[tuple[int, int] | None, bool]:
+    """Size at which the network compares dense labels, and whether it learns masks of boxes."""
+    net = build_model(cfg, pretrained=False)
+    return getattr(net, "segmentation_size", None), "instance_segmentation" in getattr(net, "tasks", ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ class _MaskedOnly(SemSegEvaluator):
 class _Percent(DatasetEvaluator):
     """Adds our names for the headline numbers, so that both evaluators' results read alike."""
 
-    def __init__(self, evaluator: DatasetEvaluator, task: str, aliases: dict[str, str]) -> None:
-        self.evaluator, self.task, self.aliases = evaluator, task, aliases
+    def __init__(self, evaluator: DatasetEvaluator, tasks: Sequence[str], aliases: dict[str, str]) -> None:
+        self.evaluator, self.tasks, self.aliases = evaluator, tuple(tasks), aliases
 
     def reset(self) -> None:
         self.evaluator.reset()
@@ -38,14 +39,19 @@ class _Percent(DatasetEvaluator):
         results = self.evaluator.evaluate()
         if not results:
             return {}
-        numbers = dict(results[self.task])
-        numbers.update({ours: numbers[theirs] for ours, theirs in self.aliases.items() if theirs in numbers})
-        return {self.task: numbers}
+        named = {}
+        for task in self.tasks:
+            numbers = named[task] = dict(results[task])
+            for ours, theirs in self.aliases.items():
+                if theirs in numbers:
+                    numbers[ours] = numbers[theirs]
+        return named
 
 
 def framework_evaluators(data: Dataset, cfg: CfgNode, tasks: tuple[str, ...]) -> DatasetEvaluators:
     """SemSegEvaluator and COCOEvaluator for the tasks, on ``data`` registered under a name of its own."""
-    name = register_in_detectron2(data, f"scenekd/{data.name}")
+    objects = [task for task in ("bbox", "segm") if task in tasks]
+    name = register_in_detectron2(data, f"scenekd/{data.name}", object_masks="segm" in tasks)
     evaluators: list[DatasetEvaluator] = []
     if "sem_seg" in tasks:
         with_masks = Dataset(
@@ -55,11 +61,11 @@ def framework_evaluators(data: Dataset, cfg: CfgNode, tasks: tuple[str, ...]) ->
             palette=data.palette,
         )
         masks = register_in_detectron2(with_masks, f"scenekd/{data.name}/masks")
-        evaluators.append(_Percent(_MaskedOnly(masks), "sem_seg", {"pixel_accuracy": "pACC"}))
-    if "bbox" in tasks:
+        evaluators.append(_Percent(_MaskedOnly(masks), ("sem_seg",), {"pixel_accuracy": "pACC"}))
+    if objects:
         folder = Path(cfg.OUTPUT_DIR) / "coco_evaluator"
         # An old *_coco_format.json in the folder would be used for another data set.
         shutil.rmtree(folder, ignore_errors=True)
-        coco = COCOEvaluator(name, tasks=("bbox",), output_dir=str(folder), use_fast_impl=False)
-        evaluators.append(_Percent(coco, "bbox", {"mAP": "AP"}))
+        coco = COCOEvaluator(name, tasks=tuple(objects), output_dir=str(folder), use_fast_impl=False)
+        evaluators.append(_Percent(coco, objects, {"mAP": "AP"}))
     return DatasetEvaluators(evaluators)

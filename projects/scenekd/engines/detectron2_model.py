@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 
+from ..data.soft import nearest_exact
 from ..sample import Prediction, SourceWeights, Target
 from .keys import BareKeys
 
@@ -59,10 +60,12 @@ def target_of(item: dict[str, Any], side: int) -> Target:
     """The target in a dictionary of detectron2's own mappers (``instances``, ``sem_seg``), at side × side."""
     height, width = item["image"].shape[-2:]
     instances, mask = item.get("instances"), item.get("sem_seg")
-    boxes, labels = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64)
+    boxes, labels, masks = torch.zeros((0, 4)), torch.zeros(0, dtype=torch.int64), None
     if instances is not None:
         scale = torch.tensor([side / width, side / height]).repeat(2)
         boxes, labels = instances.gt_boxes.tensor.float() * scale, instances.gt_classes.long()
+        if instances.has("gt_masks"):
+            masks = _masks_of(instances.gt_masks, (height, width), side)
     if mask is not None:
         mask = F.interpolate(mask[None, None].float(), size=(side, side), mode="nearest-exact")[0, 0].long()
     flags = torch.zeros(len(boxes), dtype=torch.bool)
@@ -74,13 +77,27 @@ def target_of(item: dict[str, Any], side: int) -> Target:
         confidences=torch.ones(len(boxes)),
         from_teacher=flags,
         difficult=flags.clone(),
+        masks=masks,
         sem_seg=mask,
         has_boxes=has_boxes,
         has_sem_seg=mask is not None,
-        weights=SourceWeights(detection_gt=float(has_boxes), segmentation_gt=float(mask is not None)),
+        has_instance_masks=masks is not None,
+        weights=SourceWeights(
+            detection_gt=float(has_boxes),
+            segmentation_gt=float(mask is not None),
+            instance_segmentation=(float(masks is not None), 0.0),
+        ),
         height=item.get("height", height),
         width=item.get("width", width),
     )
+
+
+def _masks_of(masks: BitMasks | PolygonMasks, size: tuple[int, int], side: int) -> Tensor:
+    """detectron2's masks of an image of ``size`` as (N, side, side) uint8."""
+    if isinstance(masks, PolygonMasks):
+        masks = BitMasks.from_polygon_masks(masks, *size)
+    rows, columns = (torch.from_numpy(nearest_exact(length, side)) for length in size)
+    return masks.tensor[:, rows][:, :, columns].to(torch.uint8)
 
 
 def _output(prediction: Prediction, item: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +110,8 @@ def _output(prediction: Prediction, item: dict[str, Any]) -> dict[str, Any]:
         instances.pred_boxes = Boxes(resized.boxes)
         instances.scores = resized.scores
         instances.pred_classes = resized.labels
+        if resized.masks is not None:
+            instances.pred_masks = resized.masks
         output["instances"] = instances
     if resized.sem_seg is not None:
         output["sem_seg"] = resized.sem_seg

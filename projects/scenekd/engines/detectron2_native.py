@@ -19,6 +19,7 @@ from torch import nn
 from .. import checkpoint
 from ..data.catalog import load_dataset
 from ..errors import UserError
+from ..evaluation.evaluator import METRIC_OF
 from .detectron2 import SceneKDDatasetMapper, add_scenekd_config, register_datasets
 from .detectron2_data import with_classes
 from .detectron2_evaluators import framework_evaluators
@@ -113,8 +114,7 @@ class NativeTrainer(DefaultTrainer):
 
 def _tasks(model: nn.Module) -> tuple[str, ...]:
     """What a model is scored for."""
-    own = {"detection": "bbox", "segmentation": "sem_seg"}
     if isinstance(model, BareKeys):
-        return tuple(own[task] for task in getattr(model.net, "tasks", own))
+        return tuple(METRIC_OF[task] for task in getattr(model.net, "tasks", METRIC_OF))
     dense = ("sem_seg",) if hasattr(model, "sem_seg_head") else ()
     return ("bbox", *dense) if isinstance(model, (GeneralizedRCNN, DenseDetector)) or not dense else dense

@@ -120,6 +120,9 @@ class SceneKDEvaluator(DatasetEvaluator):
                 boxes=None if boxes is None else boxes.pred_boxes.tensor.cpu().numpy(),
                 labels=None if boxes is None else boxes.pred_classes.cpu().numpy(),
                 scores=None if boxes is None else boxes.scores.cpu().numpy(),
+                masks=boxes.pred_masks.cpu().numpy()
+                if boxes is not None and boxes.has("pred_masks")
+                else None,
                 sem_seg=None if dense is None else dense.argmax(0).cpu().numpy(),
             )
 

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from mmseg.datasets.transforms import LoadAnnotations
 
+from ..data.instance_masks import unknown_masks
+from ..data.mapper import no_crowd
 from ..data.records import Record
 from ..errors import BadRecordError, UserError
 from ..sample import IGNORE_INDEX
 from .mmengine_data import DATASET, RECORD
-from .mmengine_track import BOXES, start_track
+from .mmengine_track import BOXES, MASKS, start_track
 
 
 class SceneKDLoadAnnotations(LoadAnnotations):
@@ -27,6 +29,8 @@ class SceneKDLoadAnnotations(LoadAnnotations):
     bbox (xyxy), bbox_label and, optionally, ignore_flag, which marks difficult objects.
 
     Args:
+        with_masks: masks of the boxes of a SceneKDDataset too: gt_bboxes_masks (N, H, W) uint8, which stay on the
+            un-augmented image until SceneKDPackInputs, and has_instance_masks.
         allow_missing: of other data sets: an image whose mask file does not exist has no mask. By default that is an
             error.
         options: of LoadAnnotations.
@@ -35,14 +39,16 @@ class SceneKDLoadAnnotations(LoadAnnotations):
         BadRecordError: the mask cannot be read, or the image has another size than its annotation.
     """
 
-    def __init__(self, allow_missing: bool = False, **options: Any) -> None:
+    def __init__(self, allow_missing: bool = False, with_masks: bool = False, **options: Any) -> None:
         super().__init__(**options)
-        self.allow_missing = allow_missing
+        self.allow_missing, self.with_masks = allow_missing, with_masks
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
         """The results with labels."""
         if RECORD in results:
             self._load_record(results)
+        elif self.with_masks:
+            raise UserError("SceneKDLoadAnnotations: with_masks needs a SceneKDDataset")
         else:
             self._load_entry(results)
         if tuple(results["img"].shape[:2]) == tuple(results["ori_shape"][:2]):
@@ -58,10 +64,22 @@ class SceneKDLoadAnnotations(LoadAnnotations):
                 f"{record.height}; give LoadImageFromFile color_type='color_ignore_orientation', or mend it"
             )
         results.update(has_boxes=record.has_boxes, has_sem_seg=record.has_sem_seg, **_boxes(record))
+        if self.with_masks:
+            self._load_masks(results)
         if record.has_sem_seg:
             _add_mask(results, dataset.read_sem_seg(record, size))
         else:
             _add_mask(results, np.full(size, IGNORE_INDEX, np.uint8))
+
+    @staticmethod
+    def _load_masks(results: dict[str, Any]) -> None:
+        record, (height, width) = results[RECORD], results["ori_shape"][:2]
+        if tuple(results["img"].shape[:2]) != (height, width):
+            raise UserError("SceneKDLoadAnnotations: with_masks must come before the image is moved")
+        masks = unknown_masks(len(results[BOXES]), (height, width))
+        if record.has_instance_masks:
+            masks = results[DATASET].read_instance_masks(record, (height, width))[no_crowd(record)]
+        results.update({MASKS: masks, "has_instance_masks": record.has_instance_masks})
 
     def _load_entry(self, results: dict[str, Any]) -> None:
         path = str(results.get("seg_map_path") or "")
@@ -114,7 +132,7 @@ def _no_boxes() -> dict[str, np.ndarray]:
 def _boxes(record: Record) -> dict[str, np.ndarray]:
     boxes, labels, difficult = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
     if record.boxes is not None and record.labels is not None and record.difficult is not None:
-        keep = ~record.crowd if record.crowd is not None else np.ones(len(record.boxes), bool)
+        keep = no_crowd(record)
         boxes, labels, difficult = record.boxes[keep], record.labels[keep], record.difficult[keep]
     return box_fields(boxes, labels, np.ones(len(boxes)), False, difficult)
 

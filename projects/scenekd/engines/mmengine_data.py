@@ -17,7 +17,7 @@ from mmengine.dataset import BaseDataset
 from ..config import add_scenekd_config
 from ..data.catalog import Dataset, load_datasets
 from ..errors import UserError
-from ..evaluation.evaluator import TASKS, Evaluator
+from ..evaluation.evaluator import Evaluator
 from ..teachers.uri import node_from_uri
 
 DATASET, RECORD = "scenekd_dataset", "scenekd_record"
@@ -64,7 +64,7 @@ def load_named(names: Sequence[str], options: dict[str, Any], *, train: bool) ->
 def evaluator_of(
     names: Sequence[str],
     *,
-    tasks: Sequence[str] = TASKS,
+    tasks: Sequence[str] = ("sem_seg", "bbox"),
     box_metric: str = "voc",
     bootstrap: int = 0,
     **options: Any,

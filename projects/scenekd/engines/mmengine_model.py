@@ -86,6 +86,7 @@ def to_target(sample: Target | BaseDataElement) -> Target:
         detection_gt=float(has_boxes),
         segmentation_gt=float(has_sem_seg),
         segmentation_teacher=float(soft is not None),
+        instance_segmentation=(float(meta.get("has_instance_masks", False)), 0.0),
     )
     return Target(
         image_id=image_id_of(meta),
@@ -94,11 +95,14 @@ def to_target(sample: Target | BaseDataElement) -> Target:
         confidences=instances.get("scores", torch.ones_like(none, dtype=torch.float32)),
         from_teacher=instances.get("from_teacher", none),
         difficult=instances.get("difficult", none),
+        masks=instances.get("masks"),
         sem_seg=sample.gt_sem_seg.data[0].long() if has_sem_seg else None,
         soft_seg=None if soft is None else soft.data.float(),
         soft_valid=None if soft is None else sample.gt_soft_valid.data[0].bool(),
         has_boxes=has_boxes,
         has_sem_seg=has_sem_seg,
+        has_instance_masks=meta.get("has_instance_masks", False),
+        has_teacher_masks=meta.get("has_teacher_masks", False),
         has_teacher_boxes=meta.get("has_teacher_boxes", False),
         weights=meta.get("scenekd_weights", weights),
         height=height,
@@ -133,4 +137,6 @@ def to_sample(
         output.pred_instances = InstanceData(
             bboxes=resized.boxes, labels=resized.labels, scores=resized.scores
         )
+        if resized.masks is not None:
+            output.pred_instances.masks = resized.masks
     return output

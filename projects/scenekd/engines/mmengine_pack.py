@@ -8,23 +8,28 @@ import torch
 from mmengine.structures import InstanceData, PixelData
 from mmseg.datasets.transforms import PackSegInputs
 
+from ..data.instance_masks import sample_masks
 from ..data.soft import convert_soft, sample_soft
 from .mmengine_teacher import FORM, SOFT, TARGET, WEIGHTS
-from .mmengine_track import BOXES, TRACK, check_witness
+from .mmengine_track import BOXES, MASKS, TRACK, check_witness
 
-_FLAGS = ("image_id", "has_boxes", "has_sem_seg", "has_teacher_boxes", WEIGHTS)
+_FLAGS = (
+    *("image_id", "has_boxes", "has_sem_seg", "has_instance_masks"),
+    *("has_teacher_boxes", "has_teacher_masks", WEIGHTS),
+)
 
 
 class SceneKDPackInputs(PackSegInputs):
     """MMSegmentation's PackSegInputs, with what it drops.
 
-    The data sample also gets ``gt_instances`` (bboxes, labels, scores, from_teacher, difficult), ``gt_soft_seg``
-    (K, h, w) and ``gt_soft_valid`` (1, h, w): the teacher's output, sampled once, where the moved image shows it;
-    ``gt_shown`` (1, H, W): which pixels show the image and no padding; and in its meta information the image's id,
-    which labels exist, the weights of the sources and the form of the teacher's output.
+    The data sample also gets ``gt_instances`` (bboxes, labels, scores, from_teacher, difficult; masks where they were
+    loaded), ``gt_soft_seg`` (K, h, w) and ``gt_soft_valid`` (1, h, w): masks and the teacher's output, sampled once,
+    where the moved image shows them; ``gt_shown`` (1, H, W): which pixels show the image and no padding; and in its
+    meta information the image's id, which labels exist, the weights of the sources and the form of the teacher's
+    output.
 
     Args:
-        soft_size: (h, w) of the soft target; by default the moved image's.
+        soft_size: (h, w) of the soft target and of the boxes' masks; by default the moved image's.
         options: of PackSegInputs.
 
     Raises:
@@ -52,6 +57,9 @@ class SceneKDPackInputs(PackSegInputs):
                     if f"{BOXES}_{name}" in results
                 },
             )
+        if MASKS in results:
+            masks = sample_masks(results[MASKS], results[TRACK].coordinates(), self.soft_size)
+            sample.gt_instances.masks = torch.from_numpy(masks)
         if SOFT in results:
             self._pack_soft(results, sample)
         return packed

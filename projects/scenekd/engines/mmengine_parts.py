@@ -141,6 +141,7 @@ class SceneKDMetric(BaseMetric):
         """Record each image's prediction at its original size."""
         for sample in data_samples:
             boxes, dense = sample.get("pred_instances"), sample.get("pred_sem_seg")
+            masks = None if boxes is None else boxes.get("masks")
             image_id = image_id_of(sample)
             if image_id not in self._records:
                 raise UserError(
@@ -152,6 +153,7 @@ class SceneKDMetric(BaseMetric):
                 boxes=None if boxes is None else boxes["bboxes"].cpu().numpy(),
                 labels=None if boxes is None else boxes["labels"].cpu().numpy(),
                 scores=None if boxes is None else boxes["scores"].cpu().numpy(),
+                masks=None if masks is None else masks.cpu().numpy(),
                 sem_seg=None if dense is None else dense["data"][0].cpu().numpy(),
             )
             self._process_framework(data_batch, sample, self._records[image_id])

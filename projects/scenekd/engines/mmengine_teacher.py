@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from mmcv.transforms import BaseTransform
 
 from ..data.box_sources import check_plain_boxes
+from ..data.instance_masks import match_boxes, unknown_masks
 from ..data.policy import build_policy
 from ..data.soft import check_target
 from ..errors import UserError
-from ..sample import SourceWeights
+from ..sample import TASKS, SourceWeights
 from ..teachers.build import open_store
+from ..teachers.protocol import InstanceDetections, InstanceStore
 from .mmengine_annotations import box_fields
 from .mmengine_data import DATASET, image_id_of, own_config
-from .mmengine_track import BOXES, start_track
+from .mmengine_track import BOXES, MASKS, start_track
 
 SOFT, TARGET, WEIGHTS = "scenekd_soft", "scenekd_target", "scenekd_weights"
 FORM = "scenekd_soft_form"  # of what is packed
@@ -70,19 +72,28 @@ class SceneKDLoadTeacher(BaseTransform):
         """The results with teachers' boxes, dense output and source weights."""
         image_id = image_id_of(results)
         has = {task: image_id in store for task, store in self.stores.items()}
-        weights: SourceWeights = self._policy_for(results).weights(
-            image_id,
-            has_boxes=results.get("has_boxes", BOXES in results),
-            has_sem_seg=results.get("has_sem_seg", "gt_seg_map" in results),
-            has_teacher_boxes=has.get("detection", False),
-            has_soft=has.get("segmentation", False),
-        )
+        labels = {
+            "detection": results.get("has_boxes", BOXES in results),
+            "segmentation": results.get("has_sem_seg", "gt_seg_map" in results),
+            "instance_segmentation": results.get("has_instance_masks", False),
+        }
+        available = {task: (labels[task], has.get(task, False)) for task in TASKS}
+        weights: SourceWeights = self._policy_for(results).choose(image_id, 0, available)
         results.update(
             {"image_id": image_id, WEIGHTS: weights, "has_teacher_boxes": has.get("detection", False)}
         )
+        results["has_teacher_masks"] = has.get("instance_segmentation", False)
         start_track(results)
-        if weights.detection_teacher > 0:
-            self._add_boxes(results, image_id)
+        theirs = None
+        if weights["instance_segmentation"][1] > 0:
+            store = cast(InstanceStore, self.stores["instance_segmentation"])
+            theirs = store.get_instances(image_id).keep(
+                self.cfg.DISTILL.INSTANCE_SEGMENTATION.MIN_SCORE, None
+            )
+        if weights.detection_teacher > 0 or theirs is not None:
+            self._add_boxes(results, image_id, None if weights.detection_teacher > 0 else theirs)
+        if theirs is not None:
+            self._add_masks(results, theirs)
         if weights.segmentation_teacher > 0:
             node = self.cfg.TEACHER.SEGMENTATION
             results[SOFT] = self.stores["segmentation"].get_segmentation(image_id)
@@ -99,12 +110,29 @@ class SceneKDLoadTeacher(BaseTransform):
             self._policy = build_policy(self.cfg, ids, self.stores)
         return self._policy
 
-    def _add_boxes(self, results: dict[str, Any], image_id: str) -> None:
-        node = self.cfg.DISTILL.DETECTION
-        boxes, labels, scores = self.stores["detection"].get_detections(image_id).keep(node.MIN_SCORE, None)
+    def _add_boxes(self, results: dict[str, Any], image_id: str, theirs: InstanceDetections | None) -> None:
+        """The boxes of the detection teacher, or ``theirs``, those of the teacher of masks."""
+        node = self.cfg.DISTILL.DETECTION if theirs is None else self.cfg.DISTILL.INSTANCE_SEGMENTATION
+        found = self.stores["detection"].get_detections(image_id) if theirs is None else theirs
+        found = found.keep(node.MIN_SCORE, None)
+        boxes, labels, scores = found.boxes, found.labels, found.scores
         if not node.USE_CONFIDENCE:
             scores = np.ones_like(scores)
         none = np.zeros(len(boxes), bool)
         for key, value in box_fields(boxes, labels, scores, True, none).items():
             before = results.get(key)
             results[key] = value if before is None else np.concatenate([before, value])
+
+    @staticmethod
+    def _add_masks(results: dict[str, Any], theirs: InstanceDetections) -> None:
+        """Masks on the teachers' boxes, beside those that the ground truth has."""
+        boxes = results[BOXES]
+        masks = unknown_masks(len(boxes), theirs.size)
+        own = results.get(MASKS)
+        if own is not None:
+            masks[: len(own)] = own
+        places = np.flatnonzero(results[f"{BOXES}_from_teacher"])
+        labels = results[f"{BOXES}_labels"]
+        found = match_boxes(boxes[places], labels[places], theirs.boxes, theirs.labels)
+        masks[places[found >= 0]] = theirs.masks(found[found >= 0])
+        results[MASKS] = masks

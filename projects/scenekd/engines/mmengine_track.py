@@ -10,6 +10,7 @@ from ..data.track import Track
 from ..errors import UserError
 
 TRACK, WITNESS, BOXES = "scenekd_track", "scenekd_witness", "gt_bboxes"
+MASKS = f"{BOXES}_masks"  # of the boxes, on the un-augmented image; what starts like the boxes is selected with them
 SUPPORTED = (
     "Resize",
     "RandomResize",

@@ -112,6 +112,8 @@ def start_wandb(cfg: CfgNode) -> None:
 def summary_line(results: dict[str, dict[str, Any]]) -> str:
     """The headline numbers in one line."""
     parts = []
-    for task, names in (("sem_seg", ("mIoU", "pACC")), ("bbox", ("mAP", "AP50"))):
-        parts += [f"{name} {results[task][name]:.2f}" for name in names if name in results.get(task, {})]
+    for task, names in (("sem_seg", ("mIoU", "pACC")), ("bbox", ("mAP", "AP50")), ("segm", ("AP", "AP50"))):
+        mark = "mask " if task == "segm" else ""
+        found = results.get(task, {})
+        parts += [f"{mark}{name} {found[name]:.2f}" for name in names if name in found]
     return "  ".join(parts) or "no results"

@@ -2,7 +2,8 @@
 
 Segmentation: every position takes the class that stands there most often in the training masks, positions
 compared as fractions of the image. Detection: every image gets, for each class, the mean training box of that
-class (as fractions of the image), scored by the share of training images that hold the class.
+class (as fractions of the image), scored by the share of training images that hold the class. Its mask is the
+filled box.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class TrivialPredictor:
         self._boxes, self._scores = mean_boxes(dataset)
 
     def predict(self, height: int, width: int) -> dict[str, np.ndarray | None]:
-        """boxes, labels, scores and sem_seg of an image of that size; None for a task without labels."""
+        """boxes, labels, scores, masks and sem_seg of an image of that size; None for a task without labels."""
         layout, labels = self._layout, np.flatnonzero(self._scores)
         sem_seg = None
         if layout is not None:
@@ -35,8 +36,18 @@ class TrivialPredictor:
             "boxes": boxes if len(labels) else None,
             "labels": labels,
             "scores": self._scores[labels],
+            "masks": fill_boxes(boxes, height, width) if len(labels) else None,
             "sem_seg": sem_seg,
         }
+
+
+def fill_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(N, H, W) bool: the pixels whose centre lies in each of (N, 4) boxes; what a mask must do better than."""
+    x, y = np.arange(width) + 0.5, np.arange(height) + 0.5
+    x1, y1, x2, y2 = (side[:, None] for side in np.asarray(boxes).reshape(-1, 4).T)
+    across, down = (x >= x1) & (x < x2), (y >= y1) & (y < y2)
+    filled: np.ndarray = down[:, :, None] & across[:, None]
+    return filled
 
 
 def frequent_layout(dataset: Dataset) -> np.ndarray | None:

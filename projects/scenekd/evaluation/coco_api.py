@@ -107,12 +107,73 @@ class CocoTruth:
         )
 
 
-class CocoRecords(ImageRecords[tuple[np.ndarray, np.ndarray, np.ndarray]]):
+class CocoSummary(ImageRecords[Any]):
+    """What boxes and masks share: pycocotools' numbers of the records against a truth."""
+
+    iou_type = "bbox"
+
+    def _truth(self) -> CocoTruth:
+        raise NotImplementedError
+
+    def _annotations(self, truth: CocoTruth) -> list[dict[str, Any]]:
+        """The predictions as COCO's annotations."""
+        raise NotImplementedError
+
+    def summary(self, *, bootstrap: int = 0, seed: int = 0) -> dict[str, Any]:
+        """Percentages: COCO's twelve (:data:`NUMBERS`), ``mAP`` = ``AP`` (IoU .50 to .95), ``AP-<name>``.
+
+        NaN where there is no ground truth.
+
+        Args:
+            bootstrap: resamples of the images for the 95 % intervals ``mAP_interval``, ``AP_interval`` and
+                ``AP-<name>_interval`` = [low, high]; 0: none.
+        """
+        truth = self._truth()
+        evaluation = self._evaluate(truth)
+        numbers = np.where(evaluation.stats < 0, np.nan, 100 * evaluation.stats)
+        result: dict[str, Any] = {"mAP": float(numbers[0])}
+        result.update({name: float(value) for name, value in zip(NUMBERS, numbers)})
+        # precision: IoU threshold, recall level, category in order of its id, area range, detection limit
+        precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        position = {category: k for k, category in enumerate(evaluation.params.catIds)}
+        for name, category in zip(self.classes, truth.category_ids):
+            defined = precision[:, :, position[category]]
+            defined = defined[defined > -1]
+            result[f"AP-{name}"] = 100 * float(defined.mean()) if defined.size else float("nan")
+        if bootstrap:
+            low, high = coco_ap_interval(evaluation, resamples=bootstrap, seed=seed)
+            columns = {"mAP": 0, "AP": 0}
+            for name, category in zip(self.classes, truth.category_ids):
+                columns[f"AP-{name}"] = 1 + position[category]
+            for key, k in columns.items():
+                result[f"{key}_interval"] = [100 * float(low[k]), 100 * float(high[k])]
+        return result
+
+    def _evaluate(self, known: CocoTruth) -> COCOeval:
+        # pycocotools prints its progress and its table.
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth, detections = COCO(), COCO()
+            truth.dataset = known.content
+            truth.createIndex()
+            detections.dataset = {**known.content, "annotations": self._annotations(known)}
+            detections.createIndex()
+            evaluation = COCOeval(truth, detections, self.iou_type)
+            evaluation.params.imgIds = sorted(known.image_ids[image_id] for image_id in self._records)
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        return evaluation
+
+
+class CocoRecords(CocoSummary):
     """The detections of every image: boxes (N, 4) xyxy, scores, labels."""
 
     def __init__(self, classes: Sequence[str], truth: CocoTruth) -> None:
         super().__init__(classes)
         self.truth = truth
+
+    def _truth(self) -> CocoTruth:
+        return self.truth
 
     def add(
         self, image_id: str, prediction: Mapping[str, Any], target: Mapping[str, Any] | None = None
@@ -137,59 +198,15 @@ class CocoRecords(ImageRecords[tuple[np.ndarray, np.ndarray, np.ndarray]]):
             raise ValueError(f"labels must lie in 0…{len(self.classes) - 1}")
         self._records[image_id] = boxes, scores, labels
 
-    def summary(self, *, bootstrap: int = 0, seed: int = 0) -> dict[str, Any]:
-        """Percentages: COCO's twelve (:data:`NUMBERS`), ``mAP`` = ``AP`` (IoU .50 to .95), ``AP-<name>``.
-
-        NaN where there is no ground truth.
-
-        Args:
-            bootstrap: resamples of the images for the 95 % intervals ``mAP_interval``, ``AP_interval`` and
-                ``AP-<name>_interval`` = [low, high]; 0: none.
-        """
-        evaluation = self._evaluate()
-        numbers = np.where(evaluation.stats < 0, np.nan, 100 * evaluation.stats)
-        result: dict[str, Any] = {"mAP": float(numbers[0])}
-        result.update({name: float(value) for name, value in zip(NUMBERS, numbers)})
-        # precision: IoU threshold, recall level, category in order of its id, area range, detection limit
-        precision = evaluation.eval["precision"][:, :, :, 0, -1]
-        position = {category: k for k, category in enumerate(evaluation.params.catIds)}
-        for name, category in zip(self.classes, self.truth.category_ids):
-            defined = precision[:, :, position[category]]
-            defined = defined[defined > -1]
-            result[f"AP-{name}"] = 100 * float(defined.mean()) if defined.size else float("nan")
-        if bootstrap:
-            low, high = coco_ap_interval(evaluation, resamples=bootstrap, seed=seed)
-            columns = {"mAP": 0, "AP": 0}
-            for name, category in zip(self.classes, self.truth.category_ids):
-                columns[f"AP-{name}"] = 1 + position[category]
-            for key, k in columns.items():
-                result[f"{key}_interval"] = [100 * float(low[k]), 100 * float(high[k])]
-        return result
-
-    def _evaluate(self) -> COCOeval:
-        # pycocotools prints its progress and its table.
-        with contextlib.redirect_stdout(io.StringIO()):
-            truth, detections = COCO(), COCO()
-            truth.dataset = self.truth.content
-            truth.createIndex()
-            detections.dataset = {**self.truth.content, "annotations": self._annotations()}
-            detections.createIndex()
-            evaluation = COCOeval(truth, detections, "bbox")
-            evaluation.params.imgIds = sorted(self.truth.image_ids[image_id] for image_id in self._records)
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluation.summarize()
-        return evaluation
-
-    def _annotations(self) -> list[dict[str, Any]]:
+    def _annotations(self, truth: CocoTruth) -> list[dict[str, Any]]:
         result: list[dict[str, Any]] = []
         for image_id, record in zip(sorted(self._records), self._sorted()):
             for (x1, y1, x2, y2), score, label in zip(*(part.tolist() for part in record)):
                 result.append(
                     {
                         "id": len(result) + 1,
-                        "image_id": self.truth.image_ids[image_id],
-                        "category_id": self.truth.category_ids[label],
+                        "image_id": truth.image_ids[image_id],
+                        "category_id": truth.category_ids[label],
                         "bbox": [x1, y1, x2 - x1, y2 - y1],
                         "area": (x2 - x1) * (y2 - y1),
                         "iscrowd": 0,

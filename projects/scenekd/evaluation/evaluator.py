@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor
 
 from ..data.coco import find_json
-from ..data.records import Dataset
+from ..data.records import Dataset, Record
 from ..errors import UserError
 from ..sample import Prediction
 from .arrays import to_numpy
@@ -23,9 +23,12 @@ from .baseline import TrivialPredictor
 from .coco_api import CocoRecords, CocoTruth
 from .detection import DetectionRecords
 from .image_records import ImageRecords
+from .mask_records import MaskRecords
 from .semantic import SegmentationRecords
 
-TASKS = ("sem_seg", "bbox")
+TASKS = ("sem_seg", "bbox", "segm")
+METRIC_OF = {"detection": "bbox", "segmentation": "sem_seg", "instance_segmentation": "segm"}
+_HAS = {task: name for name, task in METRIC_OF.items()}
 BOX_METRICS = ("voc", "voc07", "coco")
 
 logger = logging.getLogger(__name__)
@@ -39,21 +42,24 @@ class Evaluator:
     Args:
         dataset: its masks are read when their image is added.
         tasks: of :data:`TASKS`; what nothing is predicted for is left out of the summary.
-        box_metric: ``voc`` (area), ``voc07`` (11 points), ``coco`` (pycocotools).
+        box_metric: ``voc`` (area), ``voc07`` (11 points), ``coco`` (pycocotools). Masks of boxes (``segm``) are
+            always scored by pycocotools.
         bootstrap: resamples of the images for 95 % intervals; 0: none.
         seed: of the resamples.
         coco_truth: for ``coco``; by default made of the records.
+        mask_truth: for ``segm``; by default the masks of the records, read when their image is added.
     """
 
     def __init__(
         self,
         dataset: Dataset,
         *,
-        tasks: Sequence[str] = TASKS,
+        tasks: Sequence[str] = ("sem_seg", "bbox"),
         box_metric: str = "voc",
         bootstrap: int = 0,
         seed: int = 0,
         coco_truth: CocoTruth | None = None,
+        mask_truth: CocoTruth | None = None,
     ) -> None:
         for task in tasks:
             if task not in TASKS:
@@ -67,24 +73,27 @@ class Evaluator:
         self.coco_truth: CocoTruth | None = None
         if box_metric == "coco" and "bbox" in tasks:
             self.coco_truth = coco_truth or CocoTruth.from_records(dataset)
+        self.mask_truth = mask_truth
         self._by_id = {record.image_id: record for record in dataset.records}
         self.reset()
 
     @classmethod
     def from_config(cls, dataset: Dataset, cfg: CfgNode, tasks: Sequence[str] | None = None) -> Evaluator:
         """From ``TEST`` and ``SEED``; with ``BOX_METRIC coco`` a COCO data set's own json is the truth."""
+        tasks = cfg.TEST.METRICS if tasks is None else tasks
         truth = None
-        if cfg.TEST.BOX_METRIC == "coco":
+        if cfg.TEST.BOX_METRIC == "coco" or "segm" in tasks:
             # Several data sets have several files with colliding ids: there the records are the truth.
             path = find_json(dataset.name, cfg.DATASETS.ROOT)
             truth = CocoTruth.from_json(path, dataset) if path is not None else None
         return cls(
             dataset,
-            tasks=cfg.TEST.METRICS if tasks is None else tasks,
+            tasks=tasks,
             box_metric=cfg.TEST.BOX_METRIC,
             bootstrap=cfg.TEST.BOOTSTRAP,
             seed=cfg.SEED,
             coco_truth=truth,
+            mask_truth=truth,
         )
 
     def reset(self) -> None:
@@ -96,8 +105,13 @@ class Evaluator:
             if self.coco_truth is None
             else CocoRecords(classes, self.coco_truth)
         )
-        both: dict[str, ImageRecords[Any]] = {"sem_seg": self._masks, "bbox": self._boxes}
-        self._records = {task: both[task] for task in self.tasks}
+        self._objects = MaskRecords(classes, self.mask_truth)
+        every: dict[str, ImageRecords[Any]] = {
+            "sem_seg": self._masks,
+            "bbox": self._boxes,
+            "segm": self._objects,
+        }
+        self._records = {task: every[task] for task in self.tasks}
 
     def add(self, image_id: str, prediction: Prediction) -> None:
         """Record one image from a prediction at the image's original size."""
@@ -107,6 +121,7 @@ class Evaluator:
             boxes=prediction.boxes,
             labels=prediction.labels,
             scores=prediction.scores,
+            masks=prediction.masks,
             sem_seg=None if logits is None else logits.argmax(0),
         )
 
@@ -117,12 +132,14 @@ class Evaluator:
         boxes: np.ndarray | Tensor | None = None,
         labels: np.ndarray | Tensor | None = None,
         scores: np.ndarray | Tensor | None = None,
+        masks: np.ndarray | Tensor | None = None,
         sem_seg: np.ndarray | Tensor | None = None,
     ) -> None:
         """Record one image; None where the task is not predicted.
 
         Args:
             boxes, labels, scores: (N, 4) xyxy pixels of the original image, (N,), (N,).
+            masks: (N, H, W) bool of the boxes, at the original size.
             sem_seg: (H, W) class indices at the original size.
 
         Raises:
@@ -139,6 +156,8 @@ class Evaluator:
                 if record.difficult is not None:
                     target["difficult"] = record.difficult
                 self._boxes.add(image_id, prediction, target)
+            if masks is not None and "segm" in self.tasks and record.has_instance_masks:
+                self._add_objects(record, {"masks": masks, "labels": labels, "scores": scores})
             if sem_seg is not None and "sem_seg" in self.tasks and record.has_sem_seg:
                 self._add_mask(image_id, to_numpy(sem_seg))
         except ValueError as error:
@@ -154,6 +173,15 @@ class Evaluator:
             )
         self._masks.add(image_id, predicted, truth)
 
+    def _add_objects(self, record: Record, prediction: dict[str, Any]) -> None:
+        if record.image_id in self._objects:
+            return
+        target = None
+        if self.mask_truth is None:
+            target = {"boxes": record.boxes, "labels": record.labels, "difficult": record.difficult}
+            target["masks"] = self.dataset.read_instance_masks(record)
+        self._objects.add(record.image_id, prediction, target)
+
     def state(self) -> State:
         """The records of this process, for :meth:`merge` in another."""
         return {task: records.state() for task, records in self._records.items()}
@@ -165,14 +193,14 @@ class Evaluator:
                 self._records[task].merge(part)
 
     def summarize(self) -> dict[str, dict[str, Any]]:
-        """``{"sem_seg": {...}, "bbox": {...}}`` in percent; see the ``summary`` of each task's records.
+        """``{"sem_seg": {...}, "bbox": {...}, "segm": {...}}`` in percent; see the ``summary`` of each task's records.
 
         Raises:
             UserError: images of the data set were not predicted.
         """
         result = {}
         for task, records in self._records.items():
-            expected = [r.image_id for r in self.dataset.records if _has_truth(r, task)]
+            expected = [r.image_id for r in self.dataset.records if r.has(_HAS[task])]
             missing = [image_id for image_id in expected if image_id not in records]
             if not expected:
                 logger.warning("%s: no image of %s has ground truth for it", task, self.dataset.name)
@@ -214,10 +242,6 @@ def trivial_baseline(
     for record in test_dataset.records:
         evaluator.add_arrays(record.image_id, **predictor.predict(*record.size()))
     return evaluator.summarize()
-
-
-def _has_truth(record: Any, task: str) -> bool:
-    return record.has_boxes if task == "bbox" else record.has_sem_seg
 
 
 def _size(mask: np.ndarray) -> str:

@@ -103,7 +103,7 @@ class _Speaker:
             said[id(self.teacher)] = self.teacher.predict(images)
         for image_id, state, output in zip(ids, states, said[id(self.teacher)]):
             if image_id in self.question.wanted:
-                mapped = _mapped(output, self.class_map)
+                mapped = _mapped(output, self.class_map, self.question.task)
                 self.writer.write(*encode_output(mapped, self.question.manifest, image_id, state))
 
 
@@ -150,8 +150,11 @@ def ask(
             speaker.writer.close()
 
 
-def _mapped(output: TeacherOutput, class_map: ClassMap) -> TeacherOutput:
+def _mapped(output: TeacherOutput, class_map: ClassMap, task: str) -> TeacherOutput:
     """An output in our classes."""
+    if task == "instance_segmentation" and output.instances is not None:
+        instances = class_map.instances(output.instances)
+        return TeacherOutput(instances.boxes, instances.labels, instances.scores, masks=instances.masks())
     found, soft = output.detections, output.segmentation
     soft = None if soft is None else class_map.segmentation(soft)
     if found is None:

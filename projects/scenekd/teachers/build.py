@@ -102,7 +102,7 @@ def teacher_class_map(cfg: Any, task: str, source: Iterable[str]) -> ClassMap:
 def build_manifest(cfg: Any, task: str, teacher: Teacher, class_map: ClassMap) -> Manifest:
     """The manifest of a cache that is to be made."""
     node = teacher_node(cfg, task)
-    detection = task == "detection"
+    detection = task != "segmentation"  # boxes, with or without masks
     info = teacher.info() | {"source": _source(node)}
     if detection:
         info["form"] = ""
@@ -131,7 +131,7 @@ def open_store(cfg: Any, task: str, records: Iterable[Record] = (), *, merge: bo
     if task == "segmentation":
         store = _open_saved(cfg, task, records)
         return SparseStore(store) if cfg.TEACHER.SEGMENTATION.SPARSE else store
-    if not merge:
+    if task != "detection" or not merge:
         return _open_saved(cfg, task, records)
     first, *more = each_teacher(cfg, task)
     stores = [_open_saved(first, task, records)]
@@ -148,6 +148,10 @@ def open_store(cfg: Any, task: str, records: Iterable[Record] = (), *, merge: bo
 def _open_saved(cfg: Any, task: str, records: Iterable[Record]) -> TeacherStore:
     node, key = teacher_node(cfg, task), f"TEACHER.{task.upper()}"
     if node.TYPE in FOLDERS:
+        if task == "instance_segmentation":
+            raise UserError(
+                f"{key}.TYPE: {node.TYPE} holds no masks of objects; choose {' or '.join(NETWORKS)}"
+            )
         class_map = teacher_class_map(cfg, task, node.CLASSES or our_classes(cfg))
         name = node.NAME or Path(node.WEIGHTS).name
         info = TeacherInfo(node.TYPE, name, trained_on=tuple(node.TRAINED_ON))

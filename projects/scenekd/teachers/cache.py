@@ -7,18 +7,24 @@ What is read is checked against its checksum each time; :func:`verify` does so f
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from ..data.records import Record
 from ..errors import UserError
 from ..sample import SoftSegmentation
-from .codec import decode_detections, decode_segmentation
+from .codec import decode_detections, decode_instances, decode_segmentation
 from .images import same_image
 from .manifest import REBUILD, Entry, read_manifest
-from .protocol import Detections
+from .protocol import Detections, InstanceDetections
 from .shards import DamagedRecord, unpack_record
+
+_DECODERS: dict[str, Callable[..., Any]] = {
+    "detection": decode_detections,
+    "segmentation": decode_segmentation,
+    "instance_segmentation": decode_instances,
+}
 
 
 class CacheStore:
@@ -81,7 +87,11 @@ class CacheStore:
         """The dense output of an image, in our classes, background first."""
         return self._decode(image_id, "segmentation")
 
-    def get(self, image_id: str) -> Detections | SoftSegmentation:
+    def get_instances(self, image_id: str) -> InstanceDetections:
+        """The boxes of an image with their masks, in our classes."""
+        return self._decode(image_id, "instance_segmentation")
+
+    def get(self, image_id: str) -> Detections | SoftSegmentation | InstanceDetections:
         """What the cache's task calls for."""
         return self._decode(image_id, self.manifest.task)
 
@@ -124,9 +134,7 @@ class CacheStore:
             raise ValueError(f"{self.folder} is a cache for {self.manifest.task}, not {task}")
         header, payload = self.read(image_id)
         try:
-            if task == "detection":
-                return decode_detections(header["data"], payload)
-            return decode_segmentation(header["data"], payload)
+            return _DECODERS[task](header["data"], payload)
         except (ValueError, KeyError, TypeError) as error:
             raise self._damaged(image_id, error) from None
 

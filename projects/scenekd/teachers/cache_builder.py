@@ -17,6 +17,7 @@ from .cache import CacheStore
 from .codec import (
     CodecSettings,
     encode_detections,
+    encode_instances,
     encode_segmentation,
 )
 from .images import image_state, same_image
@@ -37,6 +38,11 @@ def encode_output(
         if detections is None:
             raise ValueError("the teacher gave no boxes")
         data, payload = encode_detections(detections.keep(manifest.min_score, manifest.max_boxes or None))
+    elif manifest.task == "instance_segmentation":
+        instances = output.instances
+        if instances is None:
+            raise ValueError("the teacher gave no masks")
+        data, payload = encode_instances(instances.keep(manifest.min_score, manifest.max_boxes or None))
     else:
         if output.segmentation is None:
             raise ValueError("the teacher gave no dense output")

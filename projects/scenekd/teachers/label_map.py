@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..sample import SoftSegmentation
-from .protocol import Detections
+from .protocol import Detections, InstanceDetections
 
 BACKGROUND = "background"
 
@@ -63,18 +63,25 @@ class ClassMap:
         """Teacher's name → our name, for the manifest."""
         return {s: self.target[i] if i >= 0 else BACKGROUND for s, i in zip(self.source, self.index)}
 
+    def _labels(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N,) labels in our classes, and (N,) bool, which do not stand for background."""
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.source):
+            raise ValueError(f"a label lies outside the teacher's {len(self.source)} classes")
+        ours = np.asarray(self.index, np.int64)[labels]
+        return ours, ours >= 0
+
+    def instances(self, instances: InstanceDetections) -> InstanceDetections:
+        """The boxes and masks in our classes; those that stand for background are dropped."""
+        labels, keep = self._labels(instances.labels)
+        return instances._replace(labels=labels).select(np.flatnonzero(keep))
+
     def detections(self, detections: Detections) -> Detections:
         """The boxes in our classes; those that stand for background are dropped.
 
         In a box's class probabilities, those of several classes that stand for one are summed, and those of
         classes that stand for background go to it.
         """
-        if len(detections.labels) and not 0 <= detections.labels.min() <= detections.labels.max() < len(
-            self.source
-        ):
-            raise ValueError(f"a label lies outside the teacher's {len(self.source)} classes")
-        labels = np.asarray(self.index, np.int64)[detections.labels]
-        keep = labels >= 0
+        labels, keep = self._labels(detections.labels)
         vectors = detections.class_probabilities
         if vectors is not None and not self.is_identity:
             if vectors.shape[1] != len(self.source) + 1:

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from ..sample import SoftSegmentation
+from ..sample import TASKS, SoftSegmentation
+from .runs import decode_runs, encode_runs
 
-TASKS = ("detection", "segmentation")
+__all__ = [
+    "TASKS",
+    "Detections",
+    "InstanceDetections",
+    "InstanceStore",
+    "Teacher",
+    "TeacherInfo",
+    "TeacherOutput",
+    "TeacherStore",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +81,54 @@ class Detections:
         return self.take(np.flatnonzero(self.scores >= min_score)[:max_boxes])
 
 
+class InstanceDetections(NamedTuple):
+    """Boxes of one image with their masks: boxes, labels and scores as in :class:`Detections`; runs: for each
+    box the run lengths of its mask; size: (H, W) of the un-augmented image. See :mod:`.runs`."""
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    runs: tuple[np.ndarray, ...]
+    size: tuple[int, int]
+
+    @classmethod
+    def build(cls, boxes: Any, labels: Any, scores: Any, masks: np.ndarray) -> InstanceDetections:
+        """From anything array-like and (N, H, W) bool masks, sorted by falling score (stable)."""
+        scores = np.asarray(scores, np.float32).reshape(-1)
+        masks = np.asarray(masks, bool)
+        if masks.ndim != 3 or len(masks) != len(scores):
+            raise ValueError(f"{len(scores)} boxes, masks {masks.shape}")
+        order = np.argsort(-scores, kind="stable")
+        runs = tuple(encode_runs(masks[i]) for i in order)
+        found = Detections.build(boxes, labels, scores)
+        return cls(found.boxes, found.labels, found.scores, runs, (masks.shape[1], masks.shape[2]))
+
+    def select(self, chosen: np.ndarray) -> InstanceDetections:
+        """The boxes of an integer index."""
+        runs = tuple(self.runs[i] for i in chosen)
+        return InstanceDetections(
+            self.boxes[chosen], self.labels[chosen], self.scores[chosen], runs, self.size
+        )
+
+    def keep(self, min_score: float, max_boxes: int | None) -> InstanceDetections:
+        """The boxes with a score of at least ``min_score``, at most ``max_boxes`` of them."""
+        return self.select(np.flatnonzero(self.scores >= min_score)[:max_boxes])
+
+    def masks(self, chosen: np.ndarray | None = None) -> np.ndarray:
+        """(N, H, W) bool masks, of all boxes or of an integer index."""
+        runs = self.runs if chosen is None else [self.runs[i] for i in chosen]
+        masks = np.zeros((len(runs), *self.size), bool)
+        for mask, own in zip(masks, runs):
+            mask[:] = decode_runs(own, self.size)
+        return masks
+
+
 @dataclass
 class TeacherOutput:
     """What a teacher says about one un-augmented image; None for a task it does not have.
 
-    Boxes, labels, scores and class probabilities are as in :class:`Detections`, in any order.
+    Boxes, labels, scores and class probabilities are as in :class:`Detections`, in any order; masks (N, H, W)
+    bool are those of the boxes, in the same order.
     """
 
     boxes: np.ndarray | None = None
@@ -83,6 +136,14 @@ class TeacherOutput:
     scores: np.ndarray | None = None
     segmentation: SoftSegmentation | None = None
     class_probabilities: np.ndarray | None = None
+    masks: np.ndarray | None = None
+
+    @property
+    def instances(self) -> InstanceDetections | None:
+        """The boxes with their masks, sorted; None without a task of instance masks."""
+        if self.boxes is None or self.masks is None:
+            return None
+        return InstanceDetections.build(self.boxes, self.labels, self.scores, self.masks)
 
     @property
     def detections(self) -> Detections | None:
@@ -161,4 +222,13 @@ class TeacherStore(Protocol):
 
     def get_segmentation(self, image_id: str) -> SoftSegmentation:
         """The dense output of an image. A UserError where the store has none, or the record is damaged."""
+        ...
+
+
+@runtime_checkable
+class InstanceStore(TeacherStore, Protocol):
+    """A store for the task instance_segmentation."""
+
+    def get_instances(self, image_id: str) -> InstanceDetections:
+        """The boxes of an image with their masks. A UserError where the store has none, or it is damaged."""
         ...

@@ -58,7 +58,11 @@ class SceneKDTeacher:
         self.input_size: int = cfg.INPUT.SIZE
         self._transforms = build_transforms(cfg, train=False)
         probe = self._ask([np.zeros((cfg.INPUT.SIZE, cfg.INPUT.SIZE, 3), np.uint8)])[0]
-        has = {"detection": probe.boxes is not None, "segmentation": probe.sem_seg is not None}
+        has = {
+            "detection": probe.boxes is not None,
+            "segmentation": probe.sem_seg is not None,
+            "instance_segmentation": probe.mask_logits is not None,
+        }
         self.tasks = tuple(task for task, present in has.items() if present)
         if probe.sem_seg is not None and len(probe.sem_seg) != len(self.classes) + 1:
             raise UserError(
@@ -91,7 +95,7 @@ class SceneKDTeacher:
         self._info.extra["nms_threshold"] = threshold
 
     def predict(self, images: Sequence[np.ndarray]) -> list[TeacherOutput]:
-        """Boxes in pixels of each image, and dense logits on the network's own grid."""
+        """Boxes in pixels of each image, masks of theirs, and dense logits on the network's own grid."""
         # The network's input has one size, so that all images make one batch.
         found = self._ask(images) if images else []
         return [self._output(said, *image.shape[:2]) for said, image in zip(found, images)]
@@ -109,9 +113,10 @@ class SceneKDTeacher:
     def _output(prediction: Prediction, height: int, width: int) -> TeacherOutput:
         output = TeacherOutput()
         if prediction.boxes is not None and prediction.labels is not None and prediction.scores is not None:
-            boxes = dataclasses.replace(prediction, sem_seg=None).resize(height, width).boxes
-            assert boxes is not None
-            output.boxes, output.scores = to_array(boxes), to_array(prediction.scores)
+            resized = dataclasses.replace(prediction, sem_seg=None).resize(height, width)
+            assert resized.boxes is not None
+            output.boxes, output.scores = to_array(resized.boxes), to_array(prediction.scores)
+            output.masks = None if resized.masks is None else resized.masks.cpu().numpy()
             output.labels = prediction.labels.cpu().numpy()
             if prediction.class_probabilities is not None:
                 output.class_probabilities = to_array(prediction.class_probabilities)

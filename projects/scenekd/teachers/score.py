@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from ..evaluation.evaluator import Evaluator
 from ..files import write_text
 from ..sample import IGNORE_INDEX, SoftSegmentation
 from .build import open_store
-from .protocol import Detections, TeacherStore
+from .protocol import Detections, InstanceStore, TeacherStore
 
 FILE_NAME = "teacher_scores.json"
 COLUMNS = ("images", "quality", "calibration_error", "entropy", "sparsity", "agreement")
@@ -38,19 +38,19 @@ class TeacherScore:
     """One teacher's numbers; shares are 0…100, None where a task has no such number or nothing is labelled.
 
     Attributes:
-        task, teacher: detection or segmentation; the name of the model.
+        task, teacher: one of TASKS; the name of the model. Of instance masks, quality and sparsity alone are told.
         labelled: images with ground truth of the task that the store holds too.
         images: those of them that were looked at; where none is labelled, images of the store.
-        quality: detection: VOC's mAP of all stored boxes; segmentation: mIoU.
+        quality: detection: VOC's mAP of all stored boxes; segmentation: mIoU; instance masks: COCO's mask AP.
         calibration_error: ECE (15 bins) of a box's score, right being a first match of its class at IoU above
             .5 with a box that is not difficult (matches of difficult ones do not count), over the boxes that
             pass the filter; of a labelled pixel's largest probability, right being its class.
         entropy: segmentation: mean over pixels of −Σ p log p / log K.
-        sparsity: detection: images without a box that passes the filter; segmentation: pixels where no class
-            exceeds background.
+        sparsity: detection, instance masks: images without a box that passes the filter; segmentation: pixels
+            where no class exceeds background.
         agreement: detection: boxes of the ground truth, not difficult, that have such a first match, over the
             boxes that pass the filter; segmentation: labelled pixels whose likeliest class is theirs.
-        min_score: the filter, ``DISTILL.DETECTION.MIN_SCORE``; 0 for segmentation.
+        min_score: the filter, ``DISTILL.<TASK>.MIN_SCORE``; 0 for segmentation.
         basis: what the numbers are of, to tell whether a saved score still holds.
     """
 
@@ -85,14 +85,16 @@ def score_teacher(
         raise UserError(
             f"TEACHER.{task.upper()}: its store holds no image of {dataset.name}; nothing to score"
         )
-    labelled = [r for r in held if (r.has_boxes if task == "detection" else r.has_sem_seg)]
+    labelled = [record for record in held if record.has(task)]
     chosen = _spread(labelled or held, limit)
     score = TeacherScore(task, str(store.info.get("name", "")), len(labelled), len(chosen))
     score.basis = basis_of(cfg, task, store)
     part = dataclasses.replace(dataset, records=chosen)
+    score.min_score = float(cfg.DISTILL[task.upper()].get("MIN_SCORE", 0.0))
     if task == "detection":
-        score.min_score = float(cfg.DISTILL.DETECTION.MIN_SCORE)
         _score_boxes(score, store, part, bool(labelled))
+    elif task == "instance_segmentation":
+        _score_masks(score, cast(InstanceStore, store), part, bool(labelled))
     else:
         _score_pixels(score, store, part)
     return score
@@ -103,7 +105,11 @@ def basis_of(cfg: Any, task: str, store: TeacherStore) -> dict[str, Any]:
     data = cfg.DATASETS
     inner = getattr(store, "store", store)  # of one that gives another's outputs in another form
     node = cfg.TEACHER[task.upper()]
-    keep = data.KEEP_BOXES if task == "detection" else data.KEEP_SEM_SEG
+    keep = {
+        "detection": data.KEEP_BOXES,
+        "segmentation": data.KEEP_SEM_SEG,
+        "instance_segmentation": [data.KEEP_BOXES, data.KEEP_INSTANCE_MASKS],
+    }[task]
     return {
         "teacher": [store.info.get(key, "") for key in ("type", "name", "weights_sha256", "form")],
         "cache": getattr(getattr(inner, "manifest", None), "identity", ""),
@@ -112,7 +118,7 @@ def basis_of(cfg: Any, task: str, store: TeacherStore) -> dict[str, Any]:
         ],
         "data": [list(data.TRAIN), str(data.ROOT), data.MAX_IMAGES, keep, data.KEEP_SEED],
         "classes": list(store.classes),
-        "filter": cfg.DISTILL.DETECTION.MIN_SCORE if task == "detection" else 0.0,
+        "filter": cfg.DISTILL[task.upper()].get("MIN_SCORE", 0.0),
     }
 
 
@@ -142,6 +148,19 @@ def _score_boxes(score: TeacherScore, store: TeacherStore, dataset: Dataset, lab
     score.quality = _number(evaluator.summarize()["bbox"]["mAP"])
     score.calibration_error = _number(100 * bins.error())
     score.agreement = 100 * found / wanted if wanted else None
+
+
+def _score_masks(score: TeacherScore, store: InstanceStore, dataset: Dataset, labelled: bool) -> None:
+    evaluator, empty = Evaluator(dataset, tasks=("segm",)), []
+    for record in dataset.records:
+        found = store.get_instances(record.image_id)
+        empty.append(not (found.scores >= score.min_score).any())
+        if labelled:
+            masks, labels, scores = found.masks(), found.labels, found.scores
+            evaluator.add_arrays(record.image_id, masks=masks, labels=labels, scores=scores)
+    score.sparsity = 100 * float(np.mean(empty))
+    if labelled:
+        score.quality = _number(evaluator.summarize()["segm"]["AP"])
 
 
 def _fields(boxes: Detections) -> dict[str, np.ndarray]:

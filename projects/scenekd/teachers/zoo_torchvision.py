@@ -23,7 +23,7 @@ from ..sample import SoftSegmentation
 from .frozen import NetworkTeacher, amp_note, freeze, to_array, to_bytes, to_tensor, weights_sha256
 from .label_map import join_classes
 from .masks import masks_to_scores
-from .protocol import TeacherInfo, TeacherOutput
+from .protocol import TASKS, TeacherInfo, TeacherOutput
 from .torchvision_vectors import HeadProbabilities
 from .uri import nearest
 
@@ -34,7 +34,8 @@ _NOT_A_CLASS = ("__background__", "N/A")
 
 
 class TorchvisionDetector(NetworkTeacher):
-    """A box detector; Mask R-CNN has dense scores too, from its masks (form scores, at the image's size).
+    """A box detector; Mask R-CNN has masks of its boxes, and dense scores from them (form scores, at the
+    image's size).
 
     Args:
         classes: without background; the network's label i + 1 is ``classes[i]``. Empty: COCO's 80, for
@@ -68,7 +69,7 @@ class TorchvisionDetector(NetworkTeacher):
         self.net, self.device, self.amp = freeze(net, device), device, amp
         self._head = HeadProbabilities.of(net)
         self.has_masks = name.startswith("maskrcnn")
-        self.tasks = ("detection", "segmentation") if self.has_masks else ("detection",)
+        self.tasks = TASKS if self.has_masks else ("detection",)
         form = "scores" if self.has_masks else ""
         self._info = _info(name, weights, net, trained_on, form, **amp_note(amp))
 
@@ -86,13 +87,13 @@ class TorchvisionDetector(NetworkTeacher):
         labels = self._place[found["labels"].cpu().numpy()]
         keep = labels >= 0
         boxes, scores, labels = to_array(found["boxes"])[keep], to_array(found["scores"])[keep], labels[keep]
-        soft = None
+        soft = masks = None
         if self.has_masks:
             masks = (found["masks"][:, 0] > 0.5).cpu().numpy()[keep]
             soft = masks_to_scores(masks, labels, scores, len(self.classes))
         rows = None if self._head is None else self._head.rows(found["labels"], found["scores"])
         vectors = rows if rows is None else join_classes(to_array(rows)[keep], self._place, len(self.classes))
-        return TeacherOutput(boxes, labels, scores, soft, vectors)
+        return TeacherOutput(boxes, labels, scores, soft, vectors, masks)
 
 
 class TorchvisionSegmenter(NetworkTeacher):
