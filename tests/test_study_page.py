@@ -18,6 +18,8 @@ from scenekd.study.page import comparison_table, late_gain, mean_sd, saying, tru
 from scenekd.study.scores import ClassMeans, RowScores, compare, images_per_class
 from scenekd.study.spec import Metric
 from scenekd.study.study import as_json
+from scenekd.study.teachers import teachers_of
+from scenekd.teachers.score import TeacherScore, write_scores
 
 MIOU = Metric("mIoU", "sem_seg", "IoU-")
 
@@ -184,6 +186,20 @@ def test_figures_are_pictures(findings):
     for png in (kinds["Share of i"], filter_figure([{"threshold": 0.1, "mAP": 3.0, "boxes": 7.0}])):
         pixels = np.asarray(Image.open(io.BytesIO(png)).convert("L"))
         assert pixels.shape[1] > 700 and (pixels < 128).mean() > 0.001
+
+
+def test_teachers_alone(findings):
+    """One line a teacher that differs, with the rows that learn from it; a run without scores adds none."""
+    runs = findings.own_runs()
+    assert teachers_of(runs) == []
+    for name, quality in (("4.1c", 40.0), ("F16@50", 40.0), ("F16@80", 41.5)):
+        for run in runs[name].values():
+            write_scores(run.folder, {"detection": TeacherScore("detection", "small net", 9, 9, quality)})
+    text = teachers_of(runs)[0]
+    assert text.count("small net") == 2
+    assert "small net (4.1c, F16@50)" in text and "small net (F16@80)" in text and "41.50" in text
+    for run in (run for by_seed in runs.values() for run in by_seed.values()):
+        (run.folder / "teacher_scores.json").unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from ..report_tables import flatten_keys
 # They change where files go and what is printed, not a weight and not a score.
 _NO_MATTER = {
     *("OUTPUT_DIR", "VERSION", "WANDB", "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS"),
-    *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "TEST.VISUALIZE"),
+    *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "TEST.VISUALIZE", "TEACHER.SCORE_IMAGES"),
 }
 
 Simplify = Callable[[CfgNode, dict[str, Any]], dict[str, Any]]

@@ -16,6 +16,7 @@ from .runs import Run, Runs
 from .scores import ClassMeans, Comparison, RowScores, compare
 from .spec import Metric
 from .sweep import Setting
+from .teachers import teachers_of
 
 _RULE = (
     "Rows are compared seed by seed: same initial weights, same order of images, same number of steps. Nothing is "
@@ -66,6 +67,10 @@ class Findings:
                         found.append(compare(pair[0], pair[1], metric, headroom=self._headroom(row)))
         return [comparison for comparison in found if comparison is not None]
 
+    def own_runs(self) -> dict[str, Mapping[int, Run]]:
+        """Row id → seed → run, of the rows that do not share another's."""
+        return {name: runs for name, runs in self.finished.items() if self.owners.get(name) == name}
+
     def _same(self, a: str, b: str) -> bool:
         return self.owners.get(a, a) == self.owners.get(b, b)
 
@@ -81,6 +86,7 @@ def write_study_page(path: Path, findings: Findings) -> Path:
         ("What was run", _about(findings)),
         *_group_sections(findings, comparisons),
         ("Figures", _figures(findings)),
+        ("The teachers alone", teachers_of(findings.own_runs())),
         ("What the last steps still gained", _convergence(findings)),
         ("Settings chosen on a validation split", _sweeps(findings)),
         ("Classes left out of the means", _classes(findings)),
