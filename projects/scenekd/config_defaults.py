@@ -163,6 +163,7 @@ def detectron2_defaults() -> CN:
     test.EVALUATOR = "native"  # native | framework
     test.METRICS = ("sem_seg", "bbox", "segm")  # of the tasks that the model has; segm: mask AP
     test.BOX_METRIC = "voc"  # voc: area AP at IoU .5; voc07: 11-point; coco: pycocotools
+    test.ERROR_ANALYSIS = False  # kinds of wrong boxes: localisation, similar class, other class, background
     test.BEST_METRIC = ""  # for example sem_seg/mIoU: keeps model_best.pth
     test.BOOTSTRAP = 1000  # resamples of the images for the intervals; 0: none
     test.EXPECTED_RESULTS = []  # [task, metric, value, tolerance], checked after the run

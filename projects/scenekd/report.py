@@ -19,6 +19,7 @@ from .report_html import Markup, Number, escape, figure, number, table, write_pa
 from .report_panels import DRAWN, Picture, TeacherViews, report_panels
 from .report_tables import (
     Results,
+    error_shares,
     flatten_keys,
     headlines,
     interval_text,
@@ -28,7 +29,7 @@ from .report_tables import (
 )
 from .teachers.protocol import TASKS
 from .teachers.score import read_scores
-from .visualize_curves import bar_chart, evaluation_curves, loss_curves
+from .visualize_curves import bar_chart, error_chart, evaluation_curves, loss_curves
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,12 @@ def write_report(
     curves = [figure(png, f"curves of the {what}") for what, png in drawn.items() if png is not None]
     asked = TASKS if cfg is None else teacher_tasks(cfg)
     scores = {task: score for task, score in read_scores(output_dir).items() if task in asked}
+    shares = error_shares(results)
+    errors = [figure(error_chart(shares), "kinds of wrong boxes in each class")] if shares else []
     sections = [
         ("Results", headlines(results)),
         ("Classes", per_class_table(results)),
+        ("Wrong boxes", errors),
         ("Teachers", teacher_table(scores)),
         ("Training", curves),
         ("Test images", [figure(picture.pixels, picture.image_id) for picture in panels]),

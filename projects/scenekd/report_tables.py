@@ -9,6 +9,8 @@ from typing import Any
 from fvcore.common.config import CfgNode
 
 from .config import get_cfg
+from .evaluation.error_analysis import KINDS
+from .evaluation.evaluator import ERRORS
 from .report_html import Markup, escape, interval_bar, number, table
 from .teachers.score import HEADERS, TeacherScore, score_rows
 
@@ -64,6 +66,17 @@ def per_class_table(results: Results) -> list[Markup]:
     )
     headers = ["class", *(text for _, _, title in columns for text in (title, heading, ""))]
     return [table(headers, rows, f"In percent{caption}.")]
+
+
+def error_shares(results: Results) -> dict[str, dict[str, float]]:
+    """Class → kind of error → percent, all classes first; empty where the run analysed none."""
+    found = results.get(ERRORS, {})
+    names = [name.removeprefix(f"{KINDS[0]}-") for name in found if name.startswith(f"{KINDS[0]}-")]
+    shares = {"all": {kind: found[kind] for kind in KINDS}} if found else {}
+    for name in names:
+        row = {kind: found[f"{kind}-{name}"] for kind in KINDS}
+        shares[name] = {kind: math.nan if value is None else value for kind, value in row.items()}
+    return shares
 
 
 def teacher_table(scores: Mapping[str, TeacherScore]) -> list[Markup]:

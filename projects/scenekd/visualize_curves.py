@@ -88,6 +88,30 @@ def bar_chart(
     return png(figure)
 
 
+def error_chart(shares: Mapping[str, Mapping[str, float]]) -> bytes:
+    """What the surest boxes of each class are, as stacked bars in percent.
+
+    Args:
+        shares: class → kind of error → percent; a class whose numbers are not finite has no bar.
+    """
+    kinds = list(next(iter(shares.values())))
+    shown = {name: row for name, row in shares.items() if all(map(math.isfinite, row.values()))}
+    figure = Figure(figsize=(7.8, 1.2 + 0.24 * len(shown)), layout="constrained")
+    axis = figure.add_subplot()
+    left = np.zeros(len(shown))
+    for kind, colour in zip(kinds, ("#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#BBBBBB")):
+        widths = np.asarray([row[kind] for row in shown.values()])
+        axis.barh(range(len(shown)), widths, left=left, color=colour, label=kind, height=0.8)
+        left += widths
+    axis.set_yticks(range(len(shown)), list(shown), fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 100)
+    axis.set_xlabel("% of a class's surest boxes, as many as it has objects", fontsize=9)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(ncols=len(kinds), fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+    return png(figure)
+
+
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:
     """Mean over up to ``width`` values on each side, fewer at the ends; (n,) → (n,)."""
     total = np.concatenate([[0.0], np.cumsum(values)])

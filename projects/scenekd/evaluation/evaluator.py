@@ -22,13 +22,15 @@ from .arrays import to_numpy
 from .baseline import TrivialPredictor
 from .coco_api import CocoRecords, CocoTruth
 from .detection import DetectionRecords
+from .error_analysis import ErrorRecords
 from .image_records import ImageRecords
 from .mask_records import MaskRecords
 from .semantic import SegmentationRecords
 
+ERRORS = "bbox_errors"  # beside the tasks: what the wrong boxes are
 TASKS = ("sem_seg", "bbox", "segm")
 METRIC_OF = {"detection": "bbox", "segmentation": "sem_seg", "instance_segmentation": "segm"}
-_HAS = {task: name for name, task in METRIC_OF.items()}
+_HAS = {task: name for name, task in METRIC_OF.items()} | {ERRORS: "detection"}
 BOX_METRICS = ("voc", "voc07", "coco")
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Evaluator:
         seed: of the resamples.
         coco_truth: for ``coco``; by default made of the records.
         mask_truth: for ``segm``; by default the masks of the records, read when their image is added.
+        error_analysis: with ``bbox``, tell the kinds of wrong boxes too (:mod:`.error_analysis`).
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Evaluator:
         seed: int = 0,
         coco_truth: CocoTruth | None = None,
         mask_truth: CocoTruth | None = None,
+        error_analysis: bool = False,
     ) -> None:
         for task in tasks:
             if task not in TASKS:
@@ -74,6 +78,7 @@ class Evaluator:
         if box_metric == "coco" and "bbox" in tasks:
             self.coco_truth = coco_truth or CocoTruth.from_records(dataset)
         self.mask_truth = mask_truth
+        self.error_analysis = error_analysis and "bbox" in tasks
         self._by_id = {record.image_id: record for record in dataset.records}
         self.reset()
 
@@ -94,6 +99,7 @@ class Evaluator:
             seed=cfg.SEED,
             coco_truth=truth,
             mask_truth=truth,
+            error_analysis=cfg.TEST.ERROR_ANALYSIS,
         )
 
     def reset(self) -> None:
@@ -112,6 +118,9 @@ class Evaluator:
             "segm": self._objects,
         }
         self._records = {task: every[task] for task in self.tasks}
+        self._errors = ErrorRecords(classes)
+        if self.error_analysis:
+            self._records[ERRORS] = self._errors
 
     def add(self, image_id: str, prediction: Prediction) -> None:
         """Record one image from a prediction at the image's original size."""
@@ -156,6 +165,8 @@ class Evaluator:
                 if record.difficult is not None:
                     target["difficult"] = record.difficult
                 self._boxes.add(image_id, prediction, target)
+                if self.error_analysis:
+                    self._errors.add(image_id, prediction, target)
             if masks is not None and "segm" in self.tasks and record.has_instance_masks:
                 self._add_objects(record, {"masks": masks, "labels": labels, "scores": scores})
             if sem_seg is not None and "sem_seg" in self.tasks and record.has_sem_seg:
