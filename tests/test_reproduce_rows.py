@@ -15,7 +15,7 @@ from scenekd.study.runs import Runs
 from scenekd.study.spec import find_study
 from scenekd.study.study import split_words
 
-PRESETS = ("paper", "small", "smoke")
+PRESETS = ("paper", "scenes", "small", "smoke")
 TABLE = read_table(STUDY.folder / "rows.yaml")
 
 # The thesis's numbers: (mAP, mIoU) in percent, None where it gives none.
@@ -208,7 +208,7 @@ def test_faulty_tables(tmp_path, more, message):
 
 def test_faulty_presets(tmp_path, monkeypatch):
     """An unknown preset, field or role, and data that nobody named."""
-    with pytest.raises(UserError, match="--preset huge: there are paper, small, smoke"):
+    with pytest.raises(UserError, match="--preset huge: there are paper, scenes, small, smoke"):
         read_preset(STUDY.folder, "huge", output=tmp_path)
     monkeypatch.delenv("SCENEKD_TEST_DATA", raising=False)
     with pytest.raises(UserError, match="give --data DIR, or set \\$SCENEKD_TEST_DATA"):
@@ -217,7 +217,13 @@ def test_faulty_presets(tmp_path, monkeypatch):
     (tmp_path / "presets" / "odd.yaml").write_text("COMON: {}")
     with pytest.raises(UserError, match="unknown field 'COMON'"):
         read_preset(tmp_path, "odd", output=tmp_path)
+    (tmp_path / "presets" / "own.yaml").write_text("BASE: own")
+    with pytest.raises(UserError, match="BASE names the preset itself"):
+        read_preset(tmp_path, "own", output=tmp_path)
     smoke = read_preset(STUDY.folder, "smoke", output=tmp_path)
+    scenes = read_preset(STUDY.folder, "scenes", output=tmp_path)
+    assert scenes.common["SOLVER"] == {**smoke.common["SOLVER"], **scenes.common["SOLVER"]}
+    assert scenes.common["INPUT"] == smoke.common["INPUT"]
     with pytest.raises(UserError, match="ROLES has no 'x'"):
         smoke.overlays(["x"])
     with pytest.raises(UserError, match="no validation split"):

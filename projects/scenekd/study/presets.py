@@ -1,5 +1,6 @@
 """Presets: the data, networks and budget with which the rows of a study are run, from ``presets/<name>.yaml``.
 
+BASE         name of a preset that this one changes, key by key
 ABOUT        what the preset is, in one paragraph
 CAVEATS      sentences that the page shows
 DATA         default of ``--data``; ``$NAME`` stands for an environment variable
@@ -22,12 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config import overlay_keys
 from ..errors import UserError
 from .rows import Row, read_yaml
 
 VALIDATION = ".validation"
 _FIELDS = {
-    *("ABOUT", "CAVEATS", "DATA", "DEFAULT", "MIN_IMAGES"),
+    *("BASE", "ABOUT", "CAVEATS", "DATA", "DEFAULT", "MIN_IMAGES"),
     *("COMMON", "ROLES", "STAGES", "UNAVAILABLE"),
 }
 
@@ -78,14 +80,7 @@ def read_preset(folder: Path, name: str, *, output: Path, data: str = "") -> Pre
     Raises:
         UserError: no such preset, an unknown field, or data that it needs and nobody named.
     """
-    path = folder / "presets" / f"{name}.yaml"
-    if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise UserError(f"--preset {name}: there are {there}")
-    content = read_yaml(path)
-    unknown = set(content) - _FIELDS
-    if unknown:
-        raise UserError(f"{path}: unknown field {sorted(unknown)[0]!r}")
+    content = _read(folder, name)
     data = data or os.path.expandvars(str(content.get("DATA", "")))
     if "$" in data:
         raise UserError(f"--data: the preset {name} needs data; give --data DIR, or set {data.split('/')[0]}")
@@ -101,6 +96,22 @@ def read_preset(folder: Path, name: str, *, output: Path, data: str = "") -> Pre
         stages=filled.get("STAGES", {}),
         unavailable={str(key): text for key, text in filled.get("UNAVAILABLE", {}).items()},
     )
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    """A preset's content, laid over that of its base."""
+    path = folder / "presets" / f"{name}.yaml"
+    if not path.is_file():
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise UserError(f"--preset {name}: there are {there}")
+    content = read_yaml(path)
+    unknown = set(content) - _FIELDS
+    if unknown:
+        raise UserError(f"{path}: unknown field {sorted(unknown)[0]!r}")
+    base = content.get("BASE")
+    if base == name:
+        raise UserError(f"{path}: BASE names the preset itself")
+    return overlay_keys(_read(folder, base), content) if base else content
 
 
 def _fill(value: Any, texts: Mapping[str, str]) -> Any:
