@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from scenekd.data.instance_masks import sample_masks
 from scenekd.data.soft import sample_soft
 from scenekd.errors import UserError
 from scenekd.sample import Sample, SoftSegmentation
@@ -123,6 +124,17 @@ def test_boxes_follow(case):
     np.testing.assert_allclose(sample.boxes[0], around, atol=max(1.5, sample.image.shape[1] / WIDTH))
     assert sample.boxes.dtype == np.float32
     assert (sample.labels[0], sample.confidences[0], sample.from_teacher[0]) == (2, 0.5, True)
+
+
+def test_masks_of_boxes_follow_alone():
+    """Masks stay on the un-augmented image and are sampled by the coordinates, even where nothing else needs them."""
+    sample = _sample()
+    sample.masks = (sample.sem_seg == 3).astype(np.uint8)[None]
+    sample.sem_seg = sample.soft_seg = None
+    moved = SceneKDAugmentation([T.RandomFlip(prob=1.0)])(sample, draw_rng(0, 0))
+    assert moved.coordinates is not None
+    found = sample_masks(moved.masks, moved.coordinates, moved.image.shape[:2])
+    np.testing.assert_array_equal(found[0] == 1, (_labels() == 3)[:, ::-1])
 
 
 def test_a_box_outside_is_dropped():

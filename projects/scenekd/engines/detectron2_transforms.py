@@ -72,7 +72,7 @@ class SceneKDAugmentation:
         moved = dataclasses.replace(
             sample, image=self._flipped(given.image), boxes=boxes, height=sample.height, width=sample.width
         ).select(keep)
-        if sample.soft_seg is None and sample.sem_seg is None:
+        if sample.soft_seg is None and sample.sem_seg is None and sample.masks is None:
             return moved
         moved.coordinates = _follow(done, *size).coordinates()
         if sample.sem_seg is not None:
