@@ -8,7 +8,7 @@ every label, so both sides see the same images.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -29,8 +29,7 @@ def suite(options: Options) -> Iterator[Row]:
     for device in options.devices:
         for case in cases(options, device):
             make_caches(case, options.workdir)
-            for policy in case.policies:
-                yield compare(options, case, policy, device)
+            yield from compare(options, case, device)
     if "cuda" in options.devices:
         yield _amp(options)
 
@@ -44,59 +43,81 @@ def with_policy(cfg: Any, policy: str) -> Any:
     return cfg
 
 
-def seconds_per_step(cfg: Any, steps: int) -> float:
-    """A training from the start: workers and two steps untimed, then ``steps`` timed."""
-    experiment = Experiment(cfg)
-    net, optimizer = experiment.net.train(), experiment.optimizer
-    scaler = torch.amp.GradScaler(enabled=experiment.amp)
-    start = 0.0
-    for done, (images, targets) in enumerate(experiment.train_loader()):
-        if done == min(steps, 2):
-            synchronise()
-            start = time.perf_counter()
+class Training:
+    """A training that goes on in turns with others, which have loaders of their own."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.experiment = Experiment(cfg)
+        self.experiment.net.train()
+        self.batches = iter(self.experiment.train_loader())
+        self.scaler = torch.amp.GradScaler(enabled=self.experiment.amp)
+        # What torch's workers fetch in advance, two batches each, while the others have their turn.
+        self.fetched = 2 * cfg.DATALOADER.NUM_WORKERS
+        self.step()
+
+    def step(self) -> None:
+        """Read a batch and learn from it."""
+        experiment = self.experiment
+        images, targets = next(self.batches)
         images = images.to(experiment.device, non_blocking=True)
         targets = [target.to(experiment.device, non_blocking=True) for target in targets]
         with torch.autocast(experiment.device.type, enabled=experiment.amp):
-            losses = net(images, targets)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(sum(losses.values())).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        if done + 1 == min(steps, 2) + steps:
-            break
-    synchronise()
-    return (time.perf_counter() - start) / steps
+            losses = experiment.net(images, targets)
+        experiment.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(sum(losses.values())).backward()
+        self.scaler.step(experiment.optimizer)
+        self.scaler.update()
+
+    def time(self, steps: int) -> tuple[float, float]:
+        """Seconds a step on the clock, and of this process's processor time."""
+        for _ in range(self.fetched):
+            self.step()
+        synchronise()
+        start, busy = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            self.step()
+        synchronise()
+        return (time.perf_counter() - start) / steps, (time.process_time() - busy) / steps
 
 
-def alternate(ours: Any, peer: Any, steps: int, repeats: int) -> Times:
-    """Two configurations in turn."""
-    times = Times([], [])
+def alternate(
+    configs: Sequence[Any], steps: int, repeats: int
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Seconds a step of several configurations, trained in turn (A B C A B C …): clock, processor."""
+    trainings = [Training(cfg) for cfg in configs]
+    clock: list[list[float]] = [[] for _ in configs]
+    busy: list[list[float]] = [[] for _ in configs]
     for _ in range(repeats):
-        times.ours.append(seconds_per_step(ours, steps))
-        times.peer.append(seconds_per_step(peer, steps))
-    return times
+        for training, own_clock, own_busy in zip(trainings, clock, busy):
+            seconds = training.time(steps)
+            own_clock.append(seconds[0])
+            own_busy.append(seconds[1])
+    return clock, busy
 
 
-def compare(options: Options, case: Case, policy: str, device: str) -> Row:
-    """One policy for both tasks against ground truth."""
-    ours, peer = with_policy(case.cfg, policy), with_policy(case.cfg, "ground_truth")
-    times = alternate(ours, peer, case.steps, options.repeats(5))
-    batch, workers = ours.SOLVER.IMS_PER_BATCH, ours.DATALOADER.NUM_WORKERS
-    detail = (
-        f"batch {batch}, {workers} workers, {BOXES} teacher boxes an image, {case.steps} steps a sample, "
-    )
-    detail += f"loader included: {times.describe('ground truth')}"
-    name = f"{case.name}, policy {policy} / ground truth, {device}"
-    return Row(NAME, name, *times.cost, target=("<=", 1.05), detail=detail)
+def compare(options: Options, case: Case, device: str) -> Iterator[Row]:
+    """Each policy of the case, for both tasks, against ground truth."""
+    configs = [with_policy(case.cfg, policy) for policy in ("ground_truth", *case.policies)]
+    clock, busy = alternate(configs, case.steps, options.repeats(case.repeats))
+    solver, workers = case.cfg.SOLVER, case.cfg.DATALOADER.NUM_WORKERS
+    for i, policy in enumerate(case.policies, start=1):
+        times = Times(clock[i], clock[0])
+        detail = (
+            f"batch {solver.IMS_PER_BATCH}, {workers} workers, {BOXES} teacher boxes an image, {case.steps} "
+            f"steps a sample, {len(clock[i])} samples, loader included: {times.describe('ground truth')}; "
+            f"processor time of the training process {Times(busy[i], busy[0]).cost[0]:.3f} x"
+        )
+        name = f"{case.name}, policy {policy} / ground truth, {device}"
+        yield Row(NAME, name, *times.cost, target=("<=", 1.05), detail=detail)
 
 
 def _amp(options: Options) -> Row:
-    case = large_case(options, "cuda", images=32, steps=options.pick(30, 10, 1))
+    case = large_case(options, "cuda")
     make_caches(case, options.workdir)
     off = with_policy(case.cfg, "combined")
     on = off.clone()
     on.defrost()
     on.SOLVER.AMP.ENABLED = True
-    times = alternate(on, off, case.steps, options.repeats(5))
+    times = Times(*alternate([on, off], case.steps, options.repeats(case.repeats))[0])
     detail = f"batch 32, combined, loader included: {times.describe('float32')}"
     return Row(NAME, "BlitzNet300-R50, AMP against float32, cuda", *times.speedup, detail=detail)
