@@ -6,13 +6,16 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ENGINES
+from PIL import Image
 from tool_runner import edited, load_tool
 
 from scenekd import checkpoint
 from scenekd.engines.native import native_framework
 from scenekd.errors import UserError
+from scenekd.predictor import open_config
 
 pytestmark = pytest.mark.usefixtures("plain_dumps")
 
@@ -88,6 +91,7 @@ def _detectron2_file(folder, root):
     return file
 
 
+NAMES = {"mmseg": "mmengine", "detectron2": "detectron2"}
 FILES = {"mmseg": _mmseg_file, "detectron2": _detectron2_file}
 
 
@@ -106,6 +110,40 @@ def test_native_config_trains_and_evaluates(framework, scenes, tmp_path, monkeyp
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["sem_seg"]["mIoU"] == pytest.approx(trained["sem_seg"]["mIoU"], abs=1e-4)
     assert again["bbox"]["AP50"] == pytest.approx(trained["bbox"]["AP50"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_two_processes_train_one_network(framework, scenes, tmp_path, monkeypatch):
+    """Over gloo; each image is evaluated once, with the checkpoint's weights: one process gives the same numbers.
+
+    The checkpoint holds the framework's own configuration as text, which no SceneKD tool takes for one of ours.
+    """
+    file, out = FILES[framework](tmp_path, scenes), tmp_path / "out"
+    _tool(monkeypatch, "train_net", "--config-file", file, "--output-dir", out, "--num-gpus", 2)
+    both = json.loads((out / "results.json").read_text())
+    weights = out / "model_final.pth"
+    text = checkpoint.read(weights)["config"]
+    assert text.startswith(f"# native configuration of {NAMES[framework]}\n") and "BlitzNet" in text
+    with pytest.raises(UserError, match=f"model_final.pth: .*{NAMES[framework]}'s own"):
+        open_config(weights)
+    result, panels = tmp_path / "alone.json", tmp_path / "panels"
+    _tool(monkeypatch, "test", file, weights, "--out", result, "--show-dir", panels)
+    alone = json.loads(result.read_text())
+    assert both["sem_seg"]["mIoU"] == pytest.approx(alone["sem_seg"]["mIoU"], abs=1e-4)
+    assert both["bbox"]["AP50"] == pytest.approx(alone["bbox"]["AP50"], abs=1e-4)
+    _check_panels(panels, scenes)
+
+
+def _check_panels(folder, root):
+    """One of every test image: ground truth and network, boxes and masks, as tiles on white."""
+    ids = (root / "ImageSets/Segmentation/val.txt").read_text().split()
+    assert sorted(path.stem for path in folder.iterdir()) == sorted(ids)
+    for path in folder.iterdir():
+        pixels = np.array(Image.open(path))
+        height, width = np.array(Image.open(root / "JPEGImages" / f"{path.stem}.jpg")).shape[:2]
+        assert pixels.shape[0] > height and pixels.shape[1] > 2 * width
+        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
 
 
 @DETECTRON2[0]

@@ -72,7 +72,13 @@ def evaluate(args: argparse.Namespace) -> None:
             out = str(file.with_suffix(".results.json"))
         if native:
             run = NativeRun(
-                config, tuple(overrides), str(file.parent), weights=str(file), eval_only=True, out=out
+                config,
+                tuple(overrides),
+                str(file.parent),
+                weights=str(file),
+                eval_only=True,
+                out=out,
+                show_dir=args.show_dir,
             )
             launch(run_native, (native, run), num_gpus=args.num_gpus)
         else:

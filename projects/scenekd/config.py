@@ -23,6 +23,9 @@ from .teachers.uri import is_uri, node_from_uri
 
 SYSTEMS = ("kd_mtl", "fcn_kd", "blindnet", "envise")
 
+# First line of the configuration in a checkpoint, where it is a framework's own.
+_NATIVE = "# native configuration of "
+
 _AT_LEAST = {
     "SEED": 0,
     "INPUT.SIZE": 1,
@@ -103,6 +106,11 @@ def get_cfg(system: str = "kd_mtl") -> CN:
     return cfg
 
 
+def native_text(framework: str, text: str) -> str:
+    """What a checkpoint holds as its configuration where a framework's own was trained."""
+    return f"{_NATIVE}{framework}\n{text}"
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> CN:
     """Read a YAML file (with ``_BASE_``) and ``KEY VALUE`` pairs into a frozen configuration.
 
@@ -158,6 +166,11 @@ def overlay_keys(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str
 
 def config_from_text(text: str, overrides: Sequence[str] = (), *, source: str = "config") -> CN:
     """The configuration from its YAML text, for example the one inside a checkpoint."""
+    if text.startswith(_NATIVE):
+        framework = text.splitlines()[0].removeprefix(_NATIVE)
+        raise UserError(
+            f"{source}: was trained from a configuration of {framework}'s own; give one of SceneKD's for it"
+        )
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -9,7 +9,6 @@ from typing import Any
 
 import cv2
 import torch
-import torch.distributed as dist
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -23,7 +22,7 @@ from .errors import UserError
 from .evaluation.evaluator import METRIC_OF
 from .extras import Extras
 from .files import write_text
-from .models import build_model, choose_device, load_initial_weights
+from .models import average_buffers, build_model, choose_device, load_initial_weights
 from .sample import Target
 from .sampling import DrawSampler, ShareSampler
 from .skipped import SkippedImages
@@ -273,12 +272,7 @@ class Experiment:
 
     def sync_buffers(self) -> None:
         """Average batch statistics over processes, so that all evaluate, and rank 0 saves, one network."""
-        if self.world_size == 1:
-            return
-        for buffer in self.net.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= self.world_size
+        average_buffers(self.net)
 
     def save_model(self, name: str = checkpoint.MODEL_FINAL) -> None:
         """Write the network as a model checkpoint, with its averaged weights where they are kept."""

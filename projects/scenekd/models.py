@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from fvcore.common.config import CfgNode
 from torch import nn
 
@@ -38,6 +39,16 @@ def load_initial_weights(net: nn.Module, source: str) -> None:
         load_trunk(source)
     else:
         checkpoint.load_weights(net, source)
+
+
+def average_buffers(net: nn.Module) -> None:
+    """Average batch statistics over processes, so that all evaluate, and one saves, the same network."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    for buffer in net.buffers():
+        if buffer.is_floating_point():
+            dist.all_reduce(buffer)
+            buffer /= dist.get_world_size()
 
 
 def choose_device(cfg: CfgNode) -> torch.device:

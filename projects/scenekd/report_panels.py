@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from .data.geometry import identity_coordinates
 from .data.images import read_image
@@ -102,6 +104,32 @@ def ground_truth(dataset: Dataset, record: Record) -> View:
     """The labels of a record; what it lacks stays empty."""
     mask = dataset.read_sem_seg(record) if record.has_sem_seg else None
     return View("ground truth", record.boxes, record.labels, None, mask)
+
+
+class PanelFolder:
+    """Writes FOLDER/<image_id>.png, ground truth and what a network predicts, one image at a time.
+
+    Args:
+        dataset: holds the images' records.
+    """
+
+    def __init__(self, folder: str | Path, dataset: Dataset) -> None:
+        self.folder, self.dataset = Path(folder), dataset
+        self._records = {record.file_name: record for record in dataset.records}
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, file_name: str, view: View) -> None:
+        """Write the panel of the image in ``file_name``, for a view at the image's own size."""
+        record = self._records[file_name]
+        views = [ground_truth(self.dataset, record), view]
+        pixels = panel(
+            read_image(record),
+            views,
+            self.dataset.classes,
+            title=record.image_id,
+            palette=self.dataset.palette,
+        )
+        Image.fromarray(pixels).save(self.folder / f"{record.image_id}.png")
 
 
 def report_panels(

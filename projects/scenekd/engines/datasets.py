@@ -97,11 +97,21 @@ def _load_mmseg(name: str, root: str, classes: tuple[str, ...], on_error: str) -
         dataset = DATASETS.build({"pipeline": [], **config, "lazy_init": False})
     except (ValueError, SyntaxError, KeyError, TypeError, FileNotFoundError, AssertionError) as error:
         raise UserError(f"DATASETS: MMSegmentation cannot build {name}: {error}") from None
+    result = from_mmseg(dataset, config["type"])
+    if classes and tuple(classes) != result.classes:
+        raise UserError(f"DATASETS.CLASSES: differ from those of {config['type']}; leave CLASSES empty")
+    return result
+
+
+def from_mmseg(dataset: Any, name: str) -> Dataset:
+    """Images and masks of a data set of MMSegmentation's.
+
+    Raises:
+        UserError: its first class is not the background.
+    """
     names = tuple(dataset.metainfo["classes"])
     if not names or names[0] != _BACKGROUND:
-        raise UserError(f"DATASETS: {config['type']} has no background class first; SceneKD's masks need one")
-    if classes and tuple(classes) != names[1:]:
-        raise UserError(f"DATASETS.CLASSES: differ from those of {config['type']}; leave CLASSES empty")
+        raise UserError(f"DATASETS: {name} has no background class first; SceneKD's masks need one")
     records = []
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
@@ -109,7 +119,7 @@ def _load_mmseg(name: str, root: str, classes: tuple[str, ...], on_error: str) -
         records.append(
             Record(image_id=stem, file_name=info["img_path"], sem_seg_file=info.get("seg_map_path"))
         )
-    return Dataset(name=config["type"], classes=names[1:], records=records)
+    return Dataset(name=name, classes=names[1:], records=records)
 
 
 def register_in_detectron2(

@@ -11,6 +11,8 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvalua
 from fvcore.common.config import CfgNode
 
 from ..data.catalog import Dataset
+from ..report_panels import PanelFolder
+from ..visualize import View
 from .datasets import register_in_detectron2
 
 
@@ -46,6 +48,31 @@ class _Percent(DatasetEvaluator):
                 if theirs in numbers:
                     numbers[ours] = numbers[theirs]
         return named
+
+
+class PanelEvaluator(DatasetEvaluator):
+    """Draws every image that is evaluated; scores nothing."""
+
+    def __init__(self, panels: PanelFolder) -> None:
+        self.panels = panels
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def process(self, inputs: Any, outputs: Any) -> None:
+        """Draw the images of a batch."""
+        for item, output in zip(inputs, outputs):
+            view = View("network")
+            if "sem_seg" in output:
+                view.sem_seg = output["sem_seg"].argmax(0).cpu().numpy().astype("uint8")
+            if "instances" in output:
+                found = output["instances"].to("cpu")
+                view.boxes, view.labels = found.pred_boxes.tensor.numpy(), found.pred_classes.numpy()
+                view.scores = found.scores.numpy()
+            self.panels.write(item["file_name"], view)
+
+    def evaluate(self) -> None:
+        """No result."""
 
 
 def framework_evaluators(data: Dataset, cfg: CfgNode, tasks: tuple[str, ...]) -> DatasetEvaluators:

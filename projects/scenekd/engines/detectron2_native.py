@@ -9,20 +9,26 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import inference_on_dataset
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
+from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
 from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from .. import checkpoint
+from ..config import native_text
 from ..data.catalog import load_dataset
 from ..errors import UserError
 from ..evaluation.evaluator import METRIC_OF
+from ..models import average_buffers
+from ..report_panels import PanelFolder
 from .detectron2 import SceneKDDatasetMapper, add_scenekd_config, register_datasets
 from .detectron2_data import with_classes
-from .detectron2_evaluators import framework_evaluators
+from .detectron2_evaluators import PanelEvaluator, framework_evaluators
+from .detectron2_parts import wrap_for_processes
 from .keys import BareKeys
 from .native import NativeRun
 
@@ -39,6 +45,8 @@ class Session:
         if not self.cfg.DATASETS.TRAIN:
             raise UserError("DATASETS.TRAIN: names no data set; give one, such as \"('voc2012_seg_train',)\"")
         register_datasets(self.cfg)
+        if self.cfg.SEED >= 0:
+            seed_all_rng(self.cfg.SEED + comm.get_rank())
         trainer = NativeTrainer(self.cfg)
         trainer.resume_or_load(resume=self.run.resume)
         trainer.train()
@@ -50,7 +58,7 @@ class Session:
             raise UserError("MODEL.WEIGHTS: --eval-only needs a checkpoint; add MODEL.WEIGHTS FILE")
         model = NativeTrainer.build_model(self.cfg)
         checkpoint.load_weights(model, self.cfg.MODEL.WEIGHTS)
-        return NativeTrainer.test(self.cfg, model)
+        return NativeTrainer.test(self.cfg, model, show_dir=self.run.show_dir)
 
 
 def load_native(run: NativeRun) -> CfgNode:
@@ -79,20 +87,42 @@ def load_native(run: NativeRun) -> CfgNode:
 class NativeCheckpointer(DetectionCheckpointer):
     """detectron2's, whose files are also SceneKD's and MMEngine's: see :mod:`scenekd.checkpoint`."""
 
+    text = ""  # of the configuration
+
     def save(self, name: str, **more: Any) -> None:
         """Write OUTPUT_DIR/name.pth."""
-        super().save(name, state_dict=self.model.state_dict(), config="", format=checkpoint.FORMAT, **more)
+        weights = self.model.state_dict()
+        super().save(name, state_dict=weights, config=self.text, format=checkpoint.FORMAT, **more)
 
 
 class NativeTrainer(DefaultTrainer):
     """detectron2's trainer on SceneKD's data, scored by detectron2's own evaluators."""
 
+    def __init__(self, cfg: CfgNode) -> None:
+        # DefaultTrainer's own constructor wraps the network for CUDA devices only.
+        TrainerBase.__init__(self)
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        net = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, net)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = loop(wrap_for_processes(net), self.build_train_loader(cfg), optimizer)
+        self.checkpointer = NativeCheckpointer(net, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer.text = native_text("detectron2", cfg.dump())
+        self.register_hooks(self.build_hooks())
+
     def build_hooks(self) -> list[Any]:
-        """The default hooks, with checkpoints that other frameworks read too."""
-        self.checkpointer = NativeCheckpointer(
-            self._trainer.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
-        return super().build_hooks()
+        """The default hooks; before a checkpoint and an evaluation all processes agree on batch statistics."""
+        cfg = self.cfg
+        periods = [p for p in (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) if p > 0]
+
+        def agree(trainer: Any) -> None:
+            done = trainer.iter + 1
+            if done == trainer.max_iter or any(done % period == 0 for period in periods):
+                average_buffers(trainer.checkpointer.model)
+
+        return [hooks.CallbackHook(after_step=agree), *super().build_hooks()]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
@@ -100,14 +130,23 @@ class NativeTrainer(DefaultTrainer):
         return build_detection_train_loader(cfg, mapper=SceneKDDatasetMapper(cfg, is_train=True))
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """The results of DATASETS.TEST, for the tasks that the model has; several sets are kept apart by name."""
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None, show_dir: str = ""
+    ) -> dict[str, Any]:
+        """The results of DATASETS.TEST, for the tasks that the model has; several sets are kept apart by name.
+
+        Args:
+            show_dir: where a panel of every image is drawn.
+        """
         tasks = _tasks(model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model)
         mapper = SceneKDDatasetMapper(cfg, is_train=False) if cfg.DATASETS.TEST else None
         full, results = with_classes(cfg), {}
         for name in cfg.DATASETS.TEST:
             loader = build_detection_test_loader(cfg, name, mapper=mapper)
-            scorer = framework_evaluators(load_dataset(name, full), cfg, tasks)
+            data = load_dataset(name, full)
+            scorer = framework_evaluators(data, cfg, tasks)
+            if show_dir:
+                scorer = DatasetEvaluators([scorer, PanelEvaluator(PanelFolder(show_dir, data))])
             results[name] = inference_on_dataset(model, loader, scorer)
         return next(iter(results.values())) if len(results) == 1 else results
 

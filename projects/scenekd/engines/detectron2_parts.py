@@ -7,10 +7,10 @@ import time
 from typing import Any
 
 import torch
-from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.engine import HookBase, SimpleTrainer, create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..evaluation.evaluator import Evaluator
@@ -99,6 +99,13 @@ class SceneKDHook(HookBase):
     def after_train(self) -> None:
         """Close the progress bar."""
         self.recorder.close()
+
+
+def wrap_for_processes(model: nn.Module) -> nn.Module:
+    """detectron2's DistributedDataParallel where there are several processes, on CPU too."""
+    if comm.get_world_size() > 1 and next(model.parameters()).device.type == "cpu":
+        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    return create_ddp_model(model, broadcast_buffers=False)
 
 
 class SceneKDEvaluator(DatasetEvaluator):

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 import torch
-from detectron2.engine import create_ddp_model, hooks
+from detectron2.engine import hooks
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils.events import CommonMetricPrinter, TensorboardXWriter
 from torch import nn
@@ -18,7 +18,7 @@ from ..experiment import Experiment
 from ..recorder import Recorder
 from .detectron2_evaluators import framework_evaluators
 from .detectron2_model import SceneKDMetaArch
-from .detectron2_parts import SceneKDEvaluator, SceneKDHook, SceneKDTrainer
+from .detectron2_parts import SceneKDEvaluator, SceneKDHook, SceneKDTrainer, wrap_for_processes
 
 NAME = "detectron2"
 
@@ -99,12 +99,7 @@ def _loader(loader: DataLoader[Any]) -> DataLoader[Any]:
 
 
 def _wrap(experiment: Experiment) -> nn.Module:
-    model = SceneKDMetaArch(experiment.net).to(experiment.device)
-    if experiment.world_size == 1:
-        return model
-    if experiment.device.type == "cpu":
-        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
-    return create_ddp_model(model, broadcast_buffers=False)
+    return wrap_for_processes(SceneKDMetaArch(experiment.net).to(experiment.device))
 
 
 def _grad_scaler(experiment: Experiment) -> torch.amp.GradScaler | None:

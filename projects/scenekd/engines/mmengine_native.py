@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -16,7 +17,13 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from .. import checkpoint
+from ..config import native_text
 from ..errors import UserError
+from ..models import average_buffers
+from ..report_panels import PanelFolder
+from ..visualize import View
+from .datasets import from_mmseg
+from .mmengine_data import SceneKDDataset
 from .mmengine_weights import mmengine_types
 from .native import NativeRun
 
@@ -31,6 +38,11 @@ class Session:
         # Loaded here, as MMEngine would unpickle anything, and takes no checkpoint of detectron2's.
         self.cfg.load_from = None
         self.cfg.launcher = "pytorch" if dist.is_available() and dist.is_initialized() else "none"
+        if not torch.cuda.is_available() and self.cfg.get("model_wrapper_cfg") is None:
+            # Of several processes; the Runner's default assumes CUDA devices.
+            unused = self.cfg.get("find_unused_parameters", False)
+            self.cfg.model_wrapper_cfg = {"type": "MMDistributedDataParallel", "device_ids": None}
+            self.cfg.model_wrapper_cfg.update(broadcast_buffers=False, find_unused_parameters=unused)
         if self.cfg.get("experiment_name") is None:
             # Runners are kept by name; several in one process need several names.
             self.cfg.experiment_name = f"{Path(self.output_dir).name}_{time.time_ns()}"
@@ -49,9 +61,11 @@ class Session:
         if self.weights and not self.run.resume:
             runner.register_hook(_Weights(self.weights))
         runner.train()
+        net = _bare(runner)
+        average_buffers(net)
         if is_main_process():
-            net = runner.model.module if is_model_wrapper(runner.model) else runner.model
-            checkpoint.save_model(net, "", Path(self.output_dir) / checkpoint.MODEL_FINAL)
+            text = native_text("mmengine", self.cfg.pretty_text)
+            checkpoint.save_model(net, text, Path(self.output_dir) / checkpoint.MODEL_FINAL)
         return _by_task(last)
 
     def evaluate(self) -> dict[str, Any]:
@@ -60,14 +74,19 @@ class Session:
             raise UserError("load_from: --eval-only needs a checkpoint; add load_from FILE")
         runner = self._runner()
         _load_weights(runner, self.weights)
-        if runner._test_loop is not None:
-            return _by_task(runner.test())
-        if runner._val_loop is None:
+        loop = runner.test_loop if runner._test_loop is not None else None
+        if loop is None and runner._val_loop is not None:
+            loop = runner.val_loop
+        if loop is None:
             raise UserError(f"{self.run.config_file}: test_cfg, test_dataloader or test_evaluator is missing")
-        return _by_task(runner.val())
+        if self.run.show_dir:
+            runner.register_hook(_Panels(self.run.show_dir, loop.dataloader.dataset))
+        return _by_task(runner.test() if runner._test_loop is not None else runner.val())
 
     def _runner(self) -> Runner:
-        return RUNNERS.build(self.cfg) if self.cfg.get("runner_type") else Runner.from_cfg(self.cfg)
+        runner = RUNNERS.build(self.cfg) if self.cfg.get("runner_type") else Runner.from_cfg(self.cfg)
+        runner.register_hook(_OneNetwork())
+        return runner
 
 
 class _Weights(Hook):
@@ -83,6 +102,44 @@ class _Weights(Hook):
         _load_weights(runner, self.path)
 
 
+def _bare(runner: Runner) -> Any:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+class _OneNetwork(Hook):
+    """Several processes evaluate one network, not each its own batch statistics."""
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Average them."""
+        average_buffers(_bare(runner))
+
+
+class _Panels(Hook):
+    """Draws every image that is evaluated."""
+
+    def __init__(self, folder: str, dataset: Any) -> None:
+        own = isinstance(dataset, SceneKDDataset)  # it knows the boxes too
+        data = dataset.dataset if own else from_mmseg(dataset, type(dataset).__name__)
+        self.panels = PanelFolder(folder, data)
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Draw the images of a batch."""
+        for sample in outputs:
+            view = View("network")
+            if "pred_sem_seg" in sample:
+                view.sem_seg = sample.pred_sem_seg.data[0].cpu().numpy().astype("uint8")
+            if "pred_instances" in sample:
+                found = sample.pred_instances
+                view.boxes, view.labels, view.scores = (
+                    found[name].float().cpu().numpy() for name in ("bboxes", "labels", "scores")
+                )
+            self.panels.write(sample.img_path, view)
+
+    after_val_iter = after_test_iter
+
+
 class _Last(Hook):
     """Keeps the numbers of the last validation."""
 
@@ -96,9 +153,8 @@ class _Last(Hook):
 
 
 def _load_weights(runner: Runner, path: str) -> None:
-    net = runner.model.module if is_model_wrapper(runner.model) else runner.model
     with mmengine_types():
-        checkpoint.load_weights(net, path)
+        checkpoint.load_weights(_bare(runner), path)
 
 
 def _by_task(metrics: dict[str, Any]) -> dict[str, Any]:

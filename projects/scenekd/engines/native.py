@@ -35,6 +35,7 @@ class NativeRun:
         resume: go on from the output folder's last checkpoint.
         eval_only: evaluate, do not train.
         out: where the results are written; by default OUTPUT_DIR/results.json.
+        show_dir: where an evaluation draws a panel of every image.
     """
 
     config_file: str
@@ -44,6 +45,7 @@ class NativeRun:
     resume: bool = False
     eval_only: bool = False
     out: str = ""
+    show_dir: str = ""
 
 
 def native_framework(config_file: str | Path) -> str | None:
@@ -83,4 +85,6 @@ def run_native(rank: int, local_rank: int, world_size: int, framework: str, run:
         meta = {"engine": framework, "native": str(run.config_file), "torch": torch.__version__}
         write_results(run.out or Path(session.output_dir) / "results.json", results, meta)
         print(summary_line(results))
+    if rank == 0 and run.eval_only and run.show_dir:
+        print(f"panels in {run.show_dir}")
     return results
