@@ -18,6 +18,7 @@ import torch.multiprocessing as mp
 
 from .. import checkpoint
 from ..errors import UserError, run_cli
+from .slurm import join_slurm
 
 ENGINES = ("mmengine", "detectron2")
 
@@ -67,7 +68,7 @@ def launch(
         launcher: none | pytorch | slurm; ``none`` recognises torchrun by itself.
     """
     if launcher == "slurm":
-        _join_slurm()
+        join_slurm()
     if launcher in ("pytorch", "slurm") or "TORCHELASTIC_RUN_ID" in os.environ:
         rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
         _join(rank, local, int(os.environ["WORLD_SIZE"]), "env://")
@@ -86,7 +87,7 @@ def launch(
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
     context = mp.start_processes(
         _worker,
-        args=(main, world_size, machine_rank * num_gpus, dist_url, args),
+        args=(main, num_gpus, world_size, machine_rank * num_gpus, dist_url, args),
         nprocs=num_gpus,
         join=False,
         start_method="spawn",
@@ -100,9 +101,16 @@ def launch(
 
 
 def _worker(
-    local_rank: int, main: Callable[..., None], world_size: int, first: int, url: str, args: tuple[Any, ...]
+    local_rank: int,
+    main: Callable[..., None],
+    local_world_size: int,
+    world_size: int,
+    first: int,
+    url: str,
+    args: tuple[Any, ...],
 ) -> None:
     def work() -> None:
+        os.environ["LOCAL_WORLD_SIZE"] = str(local_world_size)
         _join(first + local_rank, local_rank, world_size, url)
         main(first + local_rank, local_rank, world_size, *args)
         dist.destroy_process_group()
@@ -121,18 +129,6 @@ def _join(rank: int, local_rank: int, world_size: int, url: str) -> None:
 
         local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         comm.create_local_process_group(local_world)
-
-
-def _join_slurm() -> None:
-    """torchrun's variables from slurm's, as MMEngine's slurm launcher sets them."""
-    if "SLURM_PROCID" not in os.environ:
-        raise UserError("--launcher slurm: not inside a slurm step; start with srun")
-    nodes = os.popen(f"scontrol show hostnames {os.environ['SLURM_NODELIST']}").read().split()
-    os.environ.setdefault("MASTER_ADDR", nodes[0] if nodes else "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
-    os.environ["RANK"] = os.environ["SLURM_PROCID"]
-    os.environ["LOCAL_RANK"] = os.environ.get("SLURM_LOCALID", "0")
-    os.environ["WORLD_SIZE"] = os.environ["SLURM_NTASKS"]
 
 
 def _free_port() -> int:
