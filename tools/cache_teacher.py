@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from scenekd.command_line import config_overrides, config_parser
 from scenekd.config import load_config
 from scenekd.data.catalog import load_datasets
 from scenekd.errors import UserError, run_cli
@@ -22,8 +23,7 @@ from scenekd.teachers.score import score_table, score_teacher, write_scores
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser = config_parser(__doc__)
     parser.add_argument(
         "--task", default="both", choices=(*TASKS, "both"), help="both: every task with a teacher"
     )
@@ -32,19 +32,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished or outdated cache")
     parser.add_argument("--rebuild", action="store_true", help="throw away what is there and begin anew")
     parser.add_argument("--score", action="store_true", help="score the teachers on the labelled images too")
-    parser.add_argument("--output-dir", metavar="DIR", help="the same as OUTPUT_DIR DIR")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="config overrides")
     return parser.parse_intermixed_args()
 
 
 def main() -> None:
     """Cache or verify the tasks asked for."""
     args = parse_args()
-    overrides = list(args.overrides)
-    if args.output_dir:
-        overrides += ["OUTPUT_DIR", args.output_dir]
-    cfg = load_config(args.config_file, overrides)
+    cfg = load_config(args.config_file, config_overrides(args))
     kinds = KINDS if args.score else NETWORKS
     tasks = [args.task] if args.task != "both" else [t for t in TASKS if teacher_node(cfg, t).TYPE in kinds]
     if not tasks:
