@@ -7,47 +7,28 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from . import checkpoint, optim
 from .data.catalog import Dataset, assert_disjoint, load_datasets
-from .data.mapper import Mapper, collate
+from .data.loader import make_loader
+from .data.mapper import Mapper
 from .data.policy import SourcePolicy, build_policy
 from .errors import UserError
 from .evaluation.evaluator import METRIC_OF
 from .extras import Extras
 from .files import write_text
 from .models import average_buffers, build_model, choose_device, load_initial_weights
-from .sample import Target
+from .resume import resume_state
 from .sampling import DrawSampler, ShareSampler
 from .skipped import SkippedImages
 from .teachers.build import check_teacher_overlap, open_store
 from .teachers.protocol import TeacherStore
 
 logger = logging.getLogger(__name__)
-
-Batch = tuple[Tensor, list[Target]]
-
-
-class MappedDataset(TorchDataset[tuple[Tensor, Target]]):
-    """A mapper as a map-style data set: draw indices in training, record indices in testing."""
-
-    def __init__(self, mapper: Mapper, dataset: Dataset) -> None:
-        self.mapper, self.dataset = mapper, dataset
-        colours = [tuple(int(c) for c in colour) for colour in dataset.palette[: len(dataset.classes) + 1]]
-        # What MMEngine's and MMSegmentation's visualisers look for.
-        self.metainfo = {"classes": ("background", *dataset.classes), "palette": colours}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
-        return self.mapper(index)
 
 
 class Experiment:
@@ -76,29 +57,10 @@ class Experiment:
         self.device = choose_device(cfg)
         if self.device.type == "cuda" and world_size > 1:
             self.device = torch.device("cuda", local_rank)
-        self.state: dict[str, Any] = {}
-        last = self.output_dir / checkpoint.LAST
-        if resume and last.is_file():
-            self.state = checkpoint.read(last)
-            self._check_same_run(last)
-        elif resume:
-            logger.warning("%s: nothing to resume, starting afresh", last)
+        self.state = resume_state(cfg) if resume else {}
         self.start_iteration: int = int(self.state.get("iteration", 0))
         self.best: float | None = self.state.get("best")
         self.skipped = SkippedImages()
-
-    def _check_same_run(self, last: Path) -> None:
-        for key in ("optimizer", "model", "iteration"):
-            if key not in self.state:
-                raise UserError(
-                    f"{last}: holds no {key!r}, so it is no resume state; delete it or drop --resume"
-                )
-        # Which image a step shows depends on these two.
-        for key, value in (("SEED", self.cfg.SEED), ("SOLVER.IMS_PER_BATCH", self.cfg.SOLVER.IMS_PER_BATCH)):
-            if self.state.get(key) != value:
-                raise UserError(
-                    f"{last}: written with {key} {self.state.get(key)}, not {value}; set that to resume"
-                )
 
     # Data ---------------------------------------------------------------------------------------------------
 
@@ -166,25 +128,14 @@ class Experiment:
             rank=self.rank,
             world_size=self.world_size,
         )
-        return self._loader(MappedDataset(mapper, self.train_data), batch_sampler=sampler)
+        return make_loader(mapper, cfg, self.device, batch_sampler=sampler)
 
     def test_loader(self) -> DataLoader[Any]:
         """The test images, each in exactly one process."""
-        dataset = MappedDataset(Mapper(self.test_data, self.cfg, train=False), self.test_data)
-        sampler = ShareSampler(len(dataset), self.rank, self.world_size)
-        return self._loader(dataset, sampler=sampler, batch_size=self.cfg.TEST.BATCH_SIZE)
-
-    def _loader(self, dataset: MappedDataset, **options: Any) -> DataLoader[Any]:
-        workers = self.cfg.DATALOADER.NUM_WORKERS
-        return DataLoader(
-            dataset,
-            num_workers=workers,
-            collate_fn=collate,
-            pin_memory=self.device.type == "cuda",
-            worker_init_fn=_one_thread,
-            persistent_workers=workers > 0,
-            **options,
-        )
+        mapper = Mapper(self.test_data, self.cfg, train=False)
+        sampler = ShareSampler(len(mapper), self.rank, self.world_size)
+        size = self.cfg.TEST.BATCH_SIZE
+        return make_loader(mapper, self.cfg, self.device, sampler=sampler, batch_size=size)
 
     # Network ------------------------------------------------------------------------------------------------
 
@@ -278,8 +229,3 @@ class Experiment:
         """Write the network as a model checkpoint, with its averaged weights where they are kept."""
         with self.extras.averaged():
             checkpoint.save_model(self.net, self.config_text(), self.output_dir / name)
-
-
-def _one_thread(_: int) -> None:
-    # OpenCV would start as many threads in every worker as there are cores.
-    cv2.setNumThreads(0)

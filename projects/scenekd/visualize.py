@@ -1,23 +1,19 @@
-"""Pictures of labels and predictions: boxes, masks, and panels that set several sources side by side.
-
-H, W: image size; N: boxes; C: object classes. Boxes are xyxy pixels of the image, labels 0…C−1, masks 0…C and
-255, all arrays numpy. Colours are an index → RGB table, VOC's by default; object class c has colour c + 1.
-"""
+"""Panels that set the labels and predictions of several sources side by side; shapes as in :mod:`.drawing`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from .data.images import voc_palette
+from .drawing import TEXT, blend_mask, colourise, draw_boxes, font
 from .sample import IGNORE_INDEX, Prediction
+
+__all__ = ["View", "blend_mask", "colourise", "draw_boxes", "panel", "stack_tiles"]
 
 MIN_SCORE = 0.3  # boxes below are counted, not drawn
 SUREST = 3  # boxes drawn where none scores so much: a young network is still to be seen
@@ -25,7 +21,7 @@ MAX_BOXES = 12  # drawn on one picture; more cannot be told apart
 SIDE = 300  # pixels of a tile's longer side: small images are enlarged, so that names can be read
 
 _MIN_TILE = 170  # pixels; room for the legend beside very long or very flat images
-_GAP, _CAPTION, _TEXT = 6, 20, 12  # pixels
+_GAP, _CAPTION = 6, 20  # pixels
 _GREY, _INK = (226, 226, 226), (40, 40, 40)
 
 
@@ -56,80 +52,6 @@ class View:
         logits = prediction.sem_seg
         mask = None if logits is None else logits.argmax(0).to("cpu").numpy().astype(np.uint8)
         return cls(name, boxes, labels, scores, mask)
-
-
-def colourise(mask: np.ndarray, palette: np.ndarray | None = None) -> np.ndarray:
-    """(H, W) indices 0…255 as (H, W, 3) uint8 RGB."""
-    return (voc_palette() if palette is None else palette)[mask]
-
-
-def blend_mask(
-    image: np.ndarray, mask: np.ndarray, palette: np.ndarray | None = None, opacity: float = 0.65
-) -> np.ndarray:
-    """The mask's colours over the image in light grey, since many of VOC's colours are dark.
-
-    Args:
-        image: (H, W, 3) uint8 RGB. mask: (H, W) indices. opacity: of the colours, 0…1.
-    """
-    if mask.shape != image.shape[:2]:
-        raise ValueError(f"the mask is {mask.shape}, the image {image.shape[:2]}")
-    faded = 140 + 0.45 * image.mean(axis=2, keepdims=True)
-    mixed = (1 - opacity) * faded + opacity * colourise(mask, palette)
-    return np.round(np.where(mask[..., None] > 0, mixed, faded)).astype(np.uint8)
-
-
-def draw_boxes(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    labels: np.ndarray,
-    classes: Sequence[str],
-    scores: np.ndarray | None = None,
-    palette: np.ndarray | None = None,
-) -> np.ndarray:
-    """A copy of the image with boxes, class names and scores; the surest box lies on top.
-
-    Args:
-        image: (H, W, 3) uint8 RGB. boxes: (N, 4) pixels of it. scores: (N,) in 0…1; none for ground truth.
-        classes: C names.
-    """
-    colours = voc_palette() if palette is None else palette
-    picture = Image.fromarray(image)
-    draw = ImageDraw.Draw(picture)
-    order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
-    for i in order:
-        colour = tuple(int(c) for c in colours[int(labels[i]) + 1])
-        text = classes[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}")
-        _draw_box(draw, picture.size, boxes[i], text, colour)
-    return np.asarray(picture)
-
-
-def _draw_box(
-    draw: ImageDraw.ImageDraw, size: tuple[int, int], box: np.ndarray, text: str, colour: tuple[int, ...]
-) -> None:
-    width, height = size
-    left, top = (int(v) for v in np.clip(np.round(box[:2]), 0, [width - 1, height - 1]))
-    right, bottom = (int(v) for v in np.clip(np.round(box[2:]) - 1, [left, top], [width - 1, height - 1]))
-    # A white line around the coloured one: VOC's colours are dark, and so are many images.
-    draw.rectangle((left, top, right, bottom), outline="white", width=4)
-    if right - left > 2 and bottom - top > 2:
-        draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=colour, width=3)
-    span = draw.textbbox((0, 0), text, font=_font(_TEXT))
-    text_width, text_height = int(span[2]) + 6, int(span[3]) + 4
-    # The name stands above its box where there is room, and inside the image always.
-    x = max(0, min(left, width - text_width))
-    y = top - text_height if top >= text_height else min(top, height - text_height)
-    draw.rectangle((x, y, x + text_width, y + text_height), fill=colour, outline="white")
-    draw.text((x + 3, y + 1), text, fill=_ink_on(colour), font=_font(_TEXT))
-
-
-def _ink_on(colour: tuple[int, ...]) -> str:
-    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
-    return "black" if luminance > 140 else "white"
-
-
-@lru_cache(maxsize=4)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
 
 
 def panel(
@@ -242,25 +164,25 @@ class _Tiles:
             names[IGNORE_INDEX] = "void"
         canvas = np.full((self.size[1], self.size[0], 3), 255, np.uint8)
         picture = Image.fromarray(self._padded(canvas))
-        draw, line = ImageDraw.Draw(picture), _TEXT + 5
+        draw, line = ImageDraw.Draw(picture), TEXT + 5
         room = max(1, picture.height // line)
         for place, (k, name) in enumerate(names.items()):
             x, y = 4 + place // room * picture.width // 2, 2 + place % room * line
             colour = tuple(int(c) for c in self.palette[k])
-            draw.rectangle((x, y + 1, x + 18, y + _TEXT + 1), fill=colour, outline=_INK)
-            draw.text((x + 24, y), name, fill=_INK, font=_font(_TEXT))
+            draw.rectangle((x, y + 1, x + 18, y + TEXT + 1), fill=colour, outline=_INK)
+            draw.text((x + 24, y), name, fill=_INK, font=font(TEXT))
         return self.captioned(np.asarray(picture), "classes" if names else "no class")
 
     def captioned(self, picture: np.ndarray, caption: str) -> np.ndarray:
         """The picture below a line of text that is cut to its width."""
         picture = self._padded(picture)
         bar = Image.new("RGB", (picture.shape[1], _CAPTION), "white")
-        font = _font(_TEXT)
-        if font.getlength(caption) > bar.width:
-            while caption and font.getlength(caption + "…") > bar.width:
+        letters = font(TEXT)
+        if letters.getlength(caption) > bar.width:
+            while caption and letters.getlength(caption + "…") > bar.width:
                 caption = caption[:-1]
             caption += "…"
-        ImageDraw.Draw(bar).text((0, 2), caption, fill=_INK, font=font)
+        ImageDraw.Draw(bar).text((0, 2), caption, fill=_INK, font=letters)
         return np.concatenate([np.asarray(bar), picture])
 
     def _padded(self, picture: np.ndarray) -> np.ndarray:
@@ -270,5 +192,5 @@ class _Tiles:
     def _plain(self, caption: str, text: str) -> np.ndarray:
         picture = Image.new("RGB", self.size, _GREY)
         middle = (self.size[0] / 2, self.size[1] / 2)
-        ImageDraw.Draw(picture).text(middle, text, fill=(110, 110, 110), font=_font(20), anchor="mm")
+        ImageDraw.Draw(picture).text(middle, text, fill=(110, 110, 110), font=font(20), anchor="mm")
         return self.captioned(np.asarray(picture), caption)

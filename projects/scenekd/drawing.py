@@ -1,0 +1,94 @@
+"""Masks and boxes drawn on an image.
+
+H, W: image size; N: boxes; C: object classes. Boxes are xyxy pixels of the image, labels 0…C−1, masks 0…C and
+255, all arrays numpy. Colours are an index → RGB table, VOC's by default; object class c has colour c + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .data.images import voc_palette
+
+TEXT = 12  # pixels, of names and captions
+
+
+def colourise(mask: np.ndarray, palette: np.ndarray | None = None) -> np.ndarray:
+    """(H, W) indices 0…255 as (H, W, 3) uint8 RGB."""
+    return (voc_palette() if palette is None else palette)[mask]
+
+
+def blend_mask(
+    image: np.ndarray, mask: np.ndarray, palette: np.ndarray | None = None, opacity: float = 0.65
+) -> np.ndarray:
+    """The mask's colours over the image in light grey, since many of VOC's colours are dark.
+
+    Args:
+        image: (H, W, 3) uint8 RGB. mask: (H, W) indices. opacity: of the colours, 0…1.
+    """
+    if mask.shape != image.shape[:2]:
+        raise ValueError(f"the mask is {mask.shape}, the image {image.shape[:2]}")
+    faded = 140 + 0.45 * image.mean(axis=2, keepdims=True)
+    mixed = (1 - opacity) * faded + opacity * colourise(mask, palette)
+    return np.round(np.where(mask[..., None] > 0, mixed, faded)).astype(np.uint8)
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    classes: Sequence[str],
+    scores: np.ndarray | None = None,
+    palette: np.ndarray | None = None,
+) -> np.ndarray:
+    """A copy of the image with boxes, class names and scores; the surest box lies on top.
+
+    Args:
+        image: (H, W, 3) uint8 RGB. boxes: (N, 4) pixels of it. scores: (N,) in 0…1; none for ground truth.
+        classes: C names.
+    """
+    colours = voc_palette() if palette is None else palette
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
+    for i in order:
+        colour = tuple(int(c) for c in colours[int(labels[i]) + 1])
+        text = classes[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}")
+        _draw_box(draw, picture.size, boxes[i], text, colour)
+    return np.asarray(picture)
+
+
+def _draw_box(
+    draw: ImageDraw.ImageDraw, size: tuple[int, int], box: np.ndarray, text: str, colour: tuple[int, ...]
+) -> None:
+    width, height = size
+    left, top = (int(v) for v in np.clip(np.round(box[:2]), 0, [width - 1, height - 1]))
+    right, bottom = (int(v) for v in np.clip(np.round(box[2:]) - 1, [left, top], [width - 1, height - 1]))
+    # A white line around the coloured one: VOC's colours are dark, and so are many images.
+    draw.rectangle((left, top, right, bottom), outline="white", width=4)
+    if right - left > 2 and bottom - top > 2:
+        draw.rectangle((left + 1, top + 1, right - 1, bottom - 1), outline=colour, width=3)
+    span = draw.textbbox((0, 0), text, font=font(TEXT))
+    text_width, text_height = int(span[2]) + 6, int(span[3]) + 4
+    # The name stands above its box where there is room, and inside the image always.
+    x = max(0, min(left, width - text_width))
+    y = top - text_height if top >= text_height else min(top, height - text_height)
+    draw.rectangle((x, y, x + text_width, y + text_height), fill=colour, outline="white")
+    draw.text((x + 3, y + 1), text, fill=_ink_on(colour), font=font(TEXT))
+
+
+def _ink_on(colour: tuple[int, ...]) -> str:
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    return "black" if luminance > 140 else "white"
+
+
+@lru_cache(maxsize=4)
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The one typeface of all pictures, ``size`` pixels high."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
