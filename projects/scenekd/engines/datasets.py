@@ -94,7 +94,8 @@ def _load_mmseg(name: str, root: str, classes: tuple[str, ...], on_error: str) -
     try:
         config = ast.literal_eval(name)
         register_all_modules(init_default_scope=False)
-        dataset = DATASETS.build({"pipeline": [], **config, "lazy_init": False})
+        # The scope is named, as a run before may have left another one behind.
+        dataset = DATASETS.build({"_scope_": "mmseg", "pipeline": [], **config, "lazy_init": False})
     except (ValueError, SyntaxError, KeyError, TypeError, FileNotFoundError, AssertionError) as error:
         raise UserError(f"DATASETS: MMSegmentation cannot build {name}: {error}") from None
     result = from_mmseg(dataset, config["type"])
