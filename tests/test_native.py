@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -217,3 +218,25 @@ def test_broken_native_files(text, message, tmp_path, monkeypatch):
     file.write_text(text)
     with pytest.raises(UserError, match=message):
         _tool(monkeypatch, "train_net", "--config-file", file)
+
+
+@pytest.mark.detectron2
+@pytest.mark.skipif("detectron2" not in ENGINES, reason="detectron2 is not installed")
+def test_weights_of_detectron2s_zoo_run_no_code(tmp_path):
+    from torch import nn
+
+    from scenekd.engines.detectron2_native import NativeCheckpointer
+
+    class Hostile:
+        def __reduce__(self):
+            return print, ("run",)
+
+    net = nn.Linear(2, 1)
+    arrays = {"weight": np.full((1, 2), 3, np.float32), "bias": np.full(1, 4, np.float32)}
+    good, bad = tmp_path / "good.pkl", tmp_path / "bad.pkl"
+    good.write_bytes(pickle.dumps({"model": arrays, "__author__": "zoo", "matching_heuristics": True}))
+    bad.write_bytes(pickle.dumps({"model": Hostile(), "__author__": "zoo"}))
+    NativeCheckpointer(net, str(tmp_path)).load(str(good))
+    assert net.weight.tolist() == [[3, 3]] and net.bias.tolist() == [4]
+    with pytest.raises(UserError, match="holds more than arrays"):
+        NativeCheckpointer(net, str(tmp_path)).load(str(bad))

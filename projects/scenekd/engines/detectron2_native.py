@@ -19,6 +19,7 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from .. import checkpoint
+from ..array_pickle import read_weight_file
 from ..config import native_text
 from ..data.catalog import load_dataset
 from ..errors import UserError
@@ -93,6 +94,10 @@ class NativeCheckpointer(DetectionCheckpointer):
         """Write OUTPUT_DIR/name.pth."""
         weights = self.model.state_dict()
         super().save(name, state_dict=weights, config=self.text, format=checkpoint.FORMAT, **more)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        # detectron2 unpickles whatever a .pkl holds; a zoo's files are arrays and nothing else.
+        return read_weight_file(filename) if filename.endswith(".pkl") else super()._load_file(filename)
 
 
 class NativeTrainer(DefaultTrainer):
