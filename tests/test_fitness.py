@@ -79,6 +79,18 @@ def test_the_thesis_target_misleads(data):
     assert found.information < -1.5
 
 
+def test_pixels_count_by_the_confidence_of_the_loss(data):
+    # .9 on background on the left, .5 on class 1 on the right, weighed by .9 and .5.
+    dataset, cfg = data
+    cfg.DISTILL.SEGMENTATION.CONFIDENCE = "max"
+    values = np.repeat(np.repeat(halves(0.9, 0.5), 8, axis=1), 4, axis=2)
+    found = segmentation_fitness(dataset, Store(values, "probabilities"), cfg)
+    assert found.nll == pytest.approx(-(0.9 * math.log(0.9) + 0.5 * math.log(0.5)) / 1.4, rel=1e-5)
+    share = 0.9 / 1.4
+    prior = -(share * math.log(share) + (1 - share) * math.log(1 - share))
+    assert found.prior_nll == pytest.approx(prior, rel=1e-5)
+
+
 def test_nothing_labelled(data):
     dataset, cfg = data
     dataset.records[0].sem_seg_file = None
@@ -99,6 +111,7 @@ def test_forecast_errors_by_hand():
     # error of 2; likewise without row 1: −1 against 1; without row 2: 5 against 3; without row 3: 3 against 5.
     forecast = fit_forecast([0, 0, 1, 1], [-1, 1, 3, 5])
     assert forecast.error == pytest.approx(2)
+    assert forecast.predicted == pytest.approx((1, -1, 5, 3))
     # Means of the others: 3, 7/3, 5/3, 1; errors 4, 4/3, 4/3, 4; their squares' mean is 80/9.
     assert forecast.naive_error == pytest.approx(math.sqrt(80 / 9))
     # Signs: 1 for −1 and −1 for 1 are wrong; the other two are right.

@@ -17,6 +17,7 @@ class Forecast:
         naive_error: the same of the others' mean gain, which looks at no fitness.
         right_sign: share of rows whose gain or harm was told rightly, each from the others.
         rows: how many.
+        predicted: gain of each row, from the others.
     """
 
     slope: float
@@ -25,6 +26,7 @@ class Forecast:
     naive_error: float
     right_sign: float
     rows: int
+    predicted: tuple[float, ...] = ()
 
     def predict(self, fitness: float) -> float:
         """The gain to expect, in points."""
@@ -62,6 +64,7 @@ def fit_forecast(fitness: Sequence[float], gains: Sequence[float]) -> Forecast:
         float(np.sqrt(((mean - y) ** 2).mean())),
         float((np.sign(predicted) == np.sign(y)).mean()),
         len(x),
+        tuple(predicted.tolist()),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..report_html import Markup, Number, escape, figure, number, table, write_page
+from .advice import Budget, ForecastSpec, forecast_table, foretell, worth_of, worth_table
 from .figures import curve, draw_figure, filter_figure
 from .rows import Row, Sweep
 from .runs import Run, Runs
@@ -71,6 +72,16 @@ class Findings:
         """Row id → seed → run, of the rows that do not share another's."""
         return {name: runs for name, runs in self.finished.items() if self.owners.get(name) == name}
 
+    def budgets(self) -> list[Budget]:
+        """The budgets of the rows file."""
+        return [Budget(b["metric"], b["alone"], b["teacher"], b["all"]) for b in self.runs.table.budgets]
+
+    def forecasts(self) -> list[ForecastSpec]:
+        """The forecasts of the rows file."""
+        return [
+            ForecastSpec(f["metric"], f["reference"], tuple(f["rows"])) for f in self.runs.table.forecasts
+        ]
+
     def _same(self, a: str, b: str) -> bool:
         return self.owners.get(a, a) == self.owners.get(b, b)
 
@@ -87,6 +98,8 @@ def write_study_page(path: Path, findings: Findings) -> Path:
         *_group_sections(findings, comparisons),
         ("Figures", _figures(findings)),
         ("The teachers alone", teachers_of(findings.own_runs())),
+        ("What labels are worth beside a teacher", _worth(findings)),
+        ("What a teacher's fitness foretells", _foretold(findings)),
         ("What the last steps still gained", _convergence(findings)),
         ("Settings chosen on a validation split", _sweeps(findings)),
         ("Classes left out of the means", _classes(findings)),
@@ -238,6 +251,20 @@ def _figures(findings: Findings) -> list[Markup]:
         png = draw_figure(drawn, runs.table, runs.spec, findings.scores, findings.finished, findings.means)
         if png is not None:
             pieces += [Markup(f"<h3>{escape(drawn.title)}</h3>"), figure(png, drawn.title)]
+    return pieces
+
+
+def _worth(findings: Findings) -> list[Markup]:
+    pieces = []
+    for budget in findings.budgets():
+        pieces += worth_table(budget, worth_of(budget, findings.rows, findings.scores))
+    return pieces
+
+
+def _foretold(findings: Findings) -> list[Markup]:
+    pieces = []
+    for spec in findings.forecasts():
+        pieces += forecast_table(spec, foretell(spec, findings.scores, findings.finished))
     return pieces
 
 

@@ -4,6 +4,7 @@ groups    name → heading on the page; ``--only`` takes a name, or its part bef
 rows      one mapping a row, or one for several: ``vary`` names a key that takes a value at each of ``points``
 sweeps    a row, a metric, and a grid of keys, for ``--sweep``
 figures   what is drawn, see :mod:`.figures`
+budgets, forecasts   see :mod:`.advice`
 
 Fields of a row: ``id, title, group, file`` (YAML beside ``rows.yaml``); ``roles`` (overlays that a preset has for
 it); ``set`` (key → value, on top of the file); ``published`` (metric → percent); ``compared`` (ids of the rows it is
@@ -90,6 +91,8 @@ class Table:
     rows: tuple[Row, ...]
     sweeps: tuple[Sweep, ...]
     figures: tuple[Figure, ...]
+    budgets: tuple[Mapping[str, str], ...] = ()
+    forecasts: tuple[Mapping[str, Any], ...] = ()
 
     def row(self, name: str) -> Row:
         """By its id."""
@@ -154,6 +157,8 @@ def read_table(path: Path) -> Table:
             tuple(rows),
             tuple(Sweep(str(s["row"]), s["metric"], dict(s["grid"])) for s in content.get("sweeps", ())),
             tuple(_figure(entry) for entry in content.get("figures", ())),
+            tuple(dict(entry) for entry in content.get("budgets", ())),
+            tuple(dict(entry) for entry in content.get("forecasts", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -232,3 +237,10 @@ def _check(table: Table) -> None:
                 raise UserError(f"{table.path}: figure {figure.title!r}: no row {name!r}")
     for sweep in table.sweeps:
         table.row(sweep.row)
+    for budget in table.budgets:
+        for name in (budget["alone"], budget["teacher"], budget["all"]):
+            if name not in series and name not in names:
+                raise UserError(f"{table.path}: budgets: no row or series {name!r}")
+    for forecast in table.forecasts:
+        for name in (forecast["reference"], *forecast["rows"]):
+            table.row(name)

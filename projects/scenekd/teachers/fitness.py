@@ -24,7 +24,7 @@ import torch
 from ..data.mapper import Mapper
 from ..data.policy import SourcePolicy, TaskPolicy
 from ..data.records import Dataset
-from ..losses.soft_label import soft_target
+from ..losses.soft_label import pixel_confidence, soft_target
 from ..losses.top_k import spread_tail
 from ..sample import IGNORE_INDEX
 from .protocol import TeacherStore
@@ -35,7 +35,8 @@ _BOTH = SourcePolicy(TaskPolicy("ground_truth"), TaskPolicy("combined"))
 
 @dataclass(frozen=True)
 class Fitness:
-    """What the target says of the labels, over ``pixels`` labelled pixels of ``images`` images.
+    """What the target says of the labels, over ``pixels`` labelled pixels of ``images`` images, each pixel with the
+    weight that ``DISTILL.SEGMENTATION.CONFIDENCE`` gives it.
 
     Attributes:
         information: see the module. accuracy: share of pixels whose likeliest class is the label, 0…1.
@@ -62,27 +63,30 @@ def segmentation_fitness(
     mapper = Mapper(dataset, cfg, train=False, teachers={"segmentation": store}, policy=_BOTH)
     labelled = [i for i, r in enumerate(dataset.records) if r.has_sem_seg and r.image_id in store]
     nll = correct = 0.0
-    counts = np.zeros(len(dataset.classes) + 1, np.int64)
+    pixels = 0
+    counts = np.zeros(len(dataset.classes) + 1)
     for index in labelled[:max_images]:
         _, target = mapper(index)
         assert target.soft_seg is not None and target.sem_seg is not None
         keep = target.sem_seg != IGNORE_INDEX
-        wanted = _wanted(target.soft_seg[:, keep].T, cfg.DISTILL.SEGMENTATION)
+        wanted, weight = _wanted(target.soft_seg[:, keep].T, cfg.DISTILL.SEGMENTATION)
         labels = target.sem_seg[keep]
-        nll -= float(wanted.gather(1, labels[:, None]).clamp(min=_LEAST).log().sum())
-        correct += float((wanted.argmax(dim=1) == labels).sum())
-        counts += np.bincount(labels.numpy(), minlength=len(counts))
-    pixels = int(counts.sum())
-    if not pixels:
+        nll -= float((weight * wanted.gather(1, labels[:, None])[:, 0].clamp(min=_LEAST).log()).sum())
+        correct += float((weight * (wanted.argmax(dim=1) == labels)).sum())
+        counts += np.bincount(labels.numpy(), weight.double().numpy(), minlength=len(counts))
+        pixels += len(labels)
+    total = counts.sum()
+    if not total:
         return None
-    frequency = counts[counts > 0] / pixels
+    frequency = counts[counts > 0] / total
     prior = float(-(frequency * np.log(frequency)).sum())
-    mean = nll / pixels
+    mean = nll / total
     information = 1 - mean / prior if prior > 0 else float("nan")
-    return Fitness(information, correct / pixels, mean, prior, pixels, len(labelled[:max_images]))
+    return Fitness(information, correct / total, mean, prior, pixels, len(labelled[:max_images]))
 
 
-def _wanted(values: torch.Tensor, node: Any) -> torch.Tensor:
-    """(P, K) values of P pixels as the distribution that the loss asks for."""
+def _wanted(values: torch.Tensor, node: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """(P, K) values of P pixels as the distribution that the loss asks for, and (P,) how much each pixel weighs."""
     wanted = soft_target(values, temperature=node.TEMPERATURE, target_is=node.TARGET)
-    return spread_tail(wanted, node.TOP_K) if node.TOP_K else wanted
+    weight = pixel_confidence(values[..., None, None], target_is=node.TARGET, confidence=node.CONFIDENCE)
+    return spread_tail(wanted, node.TOP_K) if node.TOP_K else wanted, weight[:, 0, 0]
