@@ -28,6 +28,9 @@ INSTALL_REQUIRES = [
     "zstandard",
 ]
 
+# torch writes ONNX with onnxscript; onnxruntime runs what was written, to compare it.
+ONNX = ["onnx>=1.19", "onnxruntime>=1.23", "onnxscript>=0.5.4"]
+
 EXTRAS = {
     "dev": [
         "pytest",
@@ -38,6 +41,7 @@ EXTRAS = {
         "torchmetrics",
         "types-tqdm",
         "types-PyYAML",
+        *ONNX,
     ],
     # Not on a package registry: pip builds it from its public source.
     "detectron2": [
@@ -45,7 +49,7 @@ EXTRAS = {
         # Its model_zoo imports pkg_resources, which newer setuptools no longer ship.
         "setuptools>=77.0.3,<82",
     ],
-    "onnx": ["onnx", "onnxruntime"],
+    "onnx": ONNX,
     "timm": ["timm"],
 }
 

@@ -22,13 +22,11 @@ import numpy as np
 from PIL import Image
 
 from scenekd.config import load_config
-from scenekd.data.images import read_image, voc_palette
+from scenekd.data.images import image_files, read_image, voc_palette
 from scenekd.data.voc import VOC_CLASSES
 from scenekd.errors import BadRecordError, UserError, run_cli
 from scenekd.predictor import Predictor, open_config, open_predictor
 from scenekd.visualize import MIN_SCORE, View, panel
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,19 +46,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args()
-
-
-def image_files(inputs: Iterable[str]) -> list[Path]:
-    """The files named, and the images in the folders named."""
-    files: list[Path] = []
-    for path in map(Path, inputs):
-        inside = (
-            sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        )
-        if not inside:
-            raise UserError(f"{path}: holds no image ({', '.join(SUFFIXES)})")
-        files += inside
-    return files
 
 
 def named(files: Iterable[Path]) -> Iterator[tuple[str, Path]]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from scenekd.boxes import clip, decode
+from scenekd.nms import batched_nms
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ class PostProcess:
         inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)  # a box outside the image is clipped to nothing
         boxes, labels, scores, index = boxes[inside], labels[inside], scores[inside], index[inside]
 
-        kept = batched_nms(boxes, scores, labels, self.nms_threshold)  # sorted by falling score
+        # sorted by falling score
+        kept = batched_nms(boxes, scores, labels, self.nms_threshold, len(probabilities))
         kept = kept[_rank_in_class(labels[kept], len(probabilities)) < self.topk_per_class][: self.topk]
         index = index[kept]
         return boxes[kept], labels[kept], scores[kept], vectors[index], index

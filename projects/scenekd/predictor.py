@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
 from . import checkpoint
 from .config import config_from_text
@@ -33,16 +33,20 @@ class Predictor:
 
     def __call__(self, image: np.ndarray) -> Prediction:
         """The prediction for an (H, W, 3) uint8 RGB image, at its own size; the network keeps its mode."""
-        sample = self._transforms(Sample(image=image, image_id=""), np.random.default_rng(0))
-        pixels = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        pixels = self.prepare(image)
         training = self.net.training
         self.net.eval()
         try:
             with torch.inference_mode():
-                prediction: Prediction = self.net(pixels[None].to(self.device).float())[0]
+                prediction: Prediction = self.net(pixels.to(self.device))[0]
                 return prediction.resize(*image.shape[:2])
         finally:
             self.net.train(training)
+
+    def prepare(self, image: np.ndarray) -> Tensor:
+        """The network's input for an (H, W, 3) uint8 RGB image: (1, 3, S, S) float32 RGB in 0…255, on the CPU."""
+        sample = self._transforms(Sample(image=image, image_id=""), np.random.default_rng(0))
+        return torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))[None].float()
 
 
 def open_config(weights: str | Path, overrides: Sequence[str] = ()) -> CfgNode:

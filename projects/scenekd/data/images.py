@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from ..errors import BadRecordError
+from ..errors import BadRecordError, UserError
 from ..sample import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from .records import Record
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 # What Pillow raises on damaged files, depending on the format and where the damage lies.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -28,6 +32,23 @@ def voc_palette() -> np.ndarray:
             palette[:, channel] |= ((index >> (3 * bit + channel)) & 1).astype(np.uint8) << (7 - bit)
     palette.setflags(write=False)
     return palette
+
+
+def image_files(inputs: Iterable[str | Path]) -> list[Path]:
+    """The files named, and the images in the folders named, by name.
+
+    Raises:
+        UserError: a folder without an image.
+    """
+    files: list[Path] = []
+    for path in map(Path, inputs):
+        inside = (
+            sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        )
+        if not inside:
+            raise UserError(f"{path}: holds no image ({', '.join(SUFFIXES)})")
+        files += inside
+    return files
 
 
 def _open(path: str) -> Image.Image:

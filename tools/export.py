@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+"""Write a trained network as one file for other programs.
+
+python tools/export.py --config-file F --weights W --output model.onnx [--format onnx|torchscript|torch_export] [--nms]
+
+The graph takes "images", (B, 3, S, S) float32 RGB in 0…255, and normalises them itself. Without --nms it gives class
+probabilities and decoded boxes of all anchors, and segmentation logits, for any B. With --nms it takes one image and
+gives the boxes, labels and scores that the network keeps; their number varies. The file is compared with PyTorch on
+the images of --check before it gets its name.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from scenekd import checkpoint
+from scenekd.config import load_config
+from scenekd.data.images import image_files, read_image
+from scenekd.errors import UserError, run_cli
+from scenekd.export import FORMATS, TOLERANCE, Exported, export
+from scenekd.models import build_model
+from scenekd.predictor import open_config
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="default: the one in the checkpoint"
+    )
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint")
+    parser.add_argument("--output", required=True, metavar="FILE")
+    parser.add_argument("--format", default="onnx", choices=FORMATS)
+    parser.add_argument("--nms", action="store_true", help="boxes after the network's own NMS, for one image")
+    parser.add_argument("--opset", type=int, metavar="N", help="of ONNX; default: the exporter's choice")
+    parser.add_argument(
+        "--check", nargs="+", default=[], metavar="IMAGE", help="images, or folders; default: drawn scenes"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        help="largest difference from PyTorch, relative to an output's largest value where that is above 1; "
+        f"default: {TOLERANCE:g}, or four times the network's own rounding in float32 where that is more",
+    )
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser.parse_args()
+
+
+def describe(exported: Exported) -> str:
+    """What was written, and how it differs from PyTorch."""
+    comparison = exported.comparison
+    size = exported.path.stat().st_size / 1e6
+    detail = f", {exported.detail}" if exported.detail else ""
+    lines = [f"{exported.path}: {exported.format}{detail}, {size:.1f} MB"]
+    for name, shape in exported.outputs.items():
+        text = ", ".join(map(str, shape))
+        difference = f"{comparison.absolute[name]:.2g} ({comparison.relative[name]:.2g} of the largest value)"
+        lines.append(f"  {name:<20} ({text + ')':<24} largest difference from PyTorch {difference}")
+    boxes = f"; {comparison.same} of {comparison.boxes} boxes are the same" if comparison.boxes else ""
+    if comparison.tied:
+        boxes += f"; {comparison.tied} more share their score with other anchors, and no order is right"
+    lines.append(f"  compared on {comparison.inputs} inputs{boxes}")
+    if comparison.rounding is not None:
+        worst = max(comparison.rounding.relative.values())
+        lines.append(
+            f"  float32 alone moves this network's outputs by up to {worst:.2g}, and keeps "
+            f"{comparison.rounding.share:.0%} of its boxes; is it trained?"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Build the network, export it and say what was written."""
+    args = parse_args()
+    cfg = (
+        load_config(args.config_file, args.opts) if args.config_file else open_config(args.weights, args.opts)
+    )
+    images = []
+    for file in image_files(args.check):
+        if not file.is_file():
+            raise UserError(f"--check: {file}: no such file")
+        images.append(read_image(str(file)))
+    net = build_model(cfg, pretrained=False)
+    checkpoint.load_weights(net, args.weights)
+    exported = export(
+        net,
+        cfg,
+        args.output,
+        format=args.format,
+        nms=args.nms,
+        opset=args.opset,
+        images=images,
+        tolerance=args.tolerance,
+    )
+    print(describe(exported))
+
+
+if __name__ == "__main__":
+    run_cli(main)
