@@ -161,7 +161,7 @@ def test_networks_keep_as_many_boxes():
     net, peer = model.blitznet(logits, offsets), model.TwoNetworks(logits, offsets, dilated=False).eval()
     images = torch.rand(1, 3, 300, 300)
     with torch.inference_mode():
-        boxes, dense = model.run_blitznet(net, 255 * images)
+        boxes, dense = model.run(net, 255 * images)
         their_boxes, their_dense = peer(images)
     # Few objects far apart: NMS removes little, and both keep nearly the same number.
     assert abs(len(boxes) - len(their_boxes)) <= 0.2 * len(boxes)
@@ -174,3 +174,33 @@ def test_made_up_teacher_fits_the_image(options):
         assert len(output.boxes) == len(output.labels) == len(output.scores) == 7
         assert (output.boxes[:, 2:] >= output.boxes[:, :2]).all() and output.boxes.max() <= 500
         assert output.segmentation.values.shape == (11, 47, 63)  # ⌈375/8⌉ × ⌈500/8⌉
+
+
+def test_a_tamed_network_leaves_some_candidates(options):
+    from kd_mtl import benchmark_speed as speed
+    from kd_mtl.blitznet import BlitzNet
+
+    ((name, cfg),) = speed.networks(options)
+    assert name == "student 64-R18"
+    net = BlitzNet.from_config(cfg, pretrained=False).eval()
+    images = speed.timed_images(options, net, cfg)
+    assert images.shape == (4, 3, 64, 64) and images.max() > 1
+    found = speed.tame(net, images)
+    with torch.no_grad():
+        scores = net.outputs(images[:1])["class_logits"].softmax(-1)[..., :-1]
+        boxes, dense = speed.run(net, images[:1])
+    # bisected to the number asked for, but for scores that are equal or move by rounding
+    assert found == int((scores > 0.01).sum()) and abs(found - speed.CANDIDATES) <= 5
+    assert 0 < len(boxes) <= 200 and dense.shape == (64, 64)
+
+
+def test_a_way_that_cannot_run_says_why(options):
+    from kd_mtl import benchmark_speed as speed
+
+    def fails():
+        raise RuntimeError("no compiler\nand much more")
+
+    row = speed._way(options, "model", "x", lambda: None, lambda: fails)
+    assert row.value is None and row.detail == "RuntimeError: no compiler"
+    assert speed._way(options, "model", "x", lambda: None, lambda: "needs onnx").detail == "needs onnx"
+    assert speed._way(options, "model", "x", lambda: None, lambda: lambda: None).value > 0

@@ -1,4 +1,5 @@
-"""BlitzNet300-R50, both tasks in one forward, against torchvision's SSD plus its FCN on the same trunk.
+"""BlitzNet300-R50, both tasks in one forward, against torchvision's SSD plus its FCN on the same trunk; and, by
+:mod:`.benchmark_speed`, its images a second.
 
 Two networks, each with its own ResNet-50, do what one does here. All take one 300 × 300 image, with random
 weights, and end with boxes after NMS and a class map at the input's size. So that NMS has the same to do,
@@ -25,6 +26,7 @@ from scenekd.benchmark.measure import Row, interleave
 from scenekd.benchmark.options import Options
 from scenekd.registry import register
 
+from .benchmark_speed import run, speed_rows
 from .blitznet import BlitzNet
 
 NAME = "model"
@@ -34,9 +36,12 @@ CLASSES = 20
 
 @register("benchmark", NAME)
 def suite(options: Options) -> Iterator[Row]:
-    """Against the dilated FCN, then against FCN at stride 32; on every device."""
+    """Images a second, then against the dilated FCN and against FCN at stride 32; on every device."""
     for device in options.devices:
+        yield from speed_rows(options, NAME, device)
         yield from _on_device(options, device)
+    if "cuda" not in options.devices:
+        yield Row(NAME, "images a second on CUDA", detail="torch sees no GPU")
 
 
 class SSDTrunk(nn.Module):
@@ -122,12 +127,6 @@ def blitznet(class_logits: Tensor, offsets: Tensor) -> BlitzNet:
     return net.eval()
 
 
-def run_blitznet(net: BlitzNet, images: Tensor) -> tuple[Tensor, Tensor]:
-    """As :class:`TwoNetworks`."""
-    prediction = net(images)[0].resize(SIZE, SIZE)
-    return prediction.boxes, prediction.sem_seg.argmax(0)
-
-
 def _on_device(options: Options, device: str) -> Iterator[Row]:
     logits, offsets = (value.to(device) for value in detector_answer(200))
     candidates = int((logits.softmax(-1)[..., :-1] > 0.01).sum())
@@ -136,7 +135,7 @@ def _on_device(options: Options, device: str) -> Iterator[Row]:
     with torch.inference_mode():
         for dilated in options.pick((True, False), (True, False), (False,)):
             peer = TwoNetworks(logits, offsets, dilated).to(device).eval()
-            ours, theirs = partial(run_blitznet, net, 255 * images), partial(peer, images)
+            ours, theirs = partial(run, net, 255 * images), partial(peer, images)
             counts = [len(ours()[0]), len(theirs()[0])]
             times = interleave(ours, theirs, repeats=options.repeats(9))
             detail = f"batch 1, {len(net.anchors):,} anchors in both, {candidates} scores over .01 for NMS, "
