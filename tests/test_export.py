@@ -9,26 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_blitznet import SMALL
 from torch import Tensor
 
 import scenekd.export as export_module
 from kd_mtl.blitznet import BlitzNet
+from kd_mtl.fpn_student import SceneKDFPN
 from scenekd.config import get_cfg
 from scenekd.data.images import read_image
 from scenekd.errors import UserError
 from scenekd.export import FORMATS, export
 from scenekd.predictor import Predictor
 
-SMALL: dict[str, Any] = {
-    "image_size": 64,
-    "num_classes": 3,
-    "trunk": "resnet18",
-    "trunk_width": 8,
-    "block_channels": (8, 32),
-    "stream_channels": 16,
-    "neck_channels": 8,
-    "seg_channels": 8,
-}
 CLASSES = ("cat", "dog", "kite")
 
 
@@ -181,6 +173,26 @@ def test_torchscript_of_other_networks(options: dict[str, Any], tmp_path: Path) 
     net = make_net(**options)
     exported = export(net, make_cfg(), tmp_path / "model.pt", format="torchscript", nms=True)
     assert max(exported.comparison.absolute.values()) == 0
+
+
+THREE_TASKS = ("detection", "segmentation", "instance_segmentation")
+
+
+@pytest.mark.parametrize("format", ["onnx", "torchscript"])
+def test_masks_of_another_student(format: str, tmp_path: Path) -> None:
+    needs(format)
+    torch.manual_seed(0)
+    small = {"image_size": 64, "num_classes": 3, "trunk": "resnet18", "trunk_width": 8, "channels": 16}
+    net = SceneKDFPN(**small, tasks=THREE_TASKS, seg_channels=8, prototypes=4, mask_channels=8).eval()
+    path = tmp_path / name_of(format)
+    exported = export(net, make_cfg(), path, format=format, nms=True)
+    assert exported.outputs["mask_logits"] == ["detections", 8, 8]
+    image = 255 * torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    said = dict(zip(exported.outputs, load(path, format)(image)))
+    with torch.no_grad():
+        wanted = net(image)[0]
+    assert len(wanted.boxes) > 50 and said["labels"].tolist() == wanted.labels.tolist()
+    np.testing.assert_allclose(said["mask_logits"], wanted.mask_logits.numpy(), atol=1e-3)
 
 
 def test_the_description_travels_with_the_file(tmp_path: Path) -> None:

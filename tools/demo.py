@@ -21,30 +21,22 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scenekd.config import load_config
+from scenekd.command_line import checkpoint_config, checkpoint_parser
 from scenekd.data.images import image_files, read_image, voc_palette
-from scenekd.data.voc import VOC_CLASSES
 from scenekd.errors import BadRecordError, UserError, run_cli
-from scenekd.predictor import Predictor, open_config, open_predictor
+from scenekd.predictor import Predictor, open_predictor
+from scenekd.teachers.options import our_classes
 from scenekd.visualize import MIN_SCORE, View, panel
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--config-file", default="", metavar="FILE", help="default: the one in the checkpoint"
-    )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint")
+    parser = checkpoint_parser(__doc__)
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="FILE", help="images, or folders of them"
     )
     parser.add_argument("--output", default="output/demo", metavar="DIR")
     parser.add_argument("--min-score", type=float, default=MIN_SCORE, help="boxes below are not drawn")
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args()
 
 
@@ -64,7 +56,7 @@ class Demo:
 
     def __init__(self, predictor: Predictor, output: Path, min_score: float) -> None:
         self.predictor, self.output, self.min_score = predictor, output, min_score
-        self.classes = tuple(predictor.cfg.DATASETS.CLASSES) or VOC_CLASSES
+        self.classes = our_classes(predictor.cfg)
         self.detections: list[dict[str, Any]] = []
         self.has_boxes = False
 
@@ -126,9 +118,7 @@ def main() -> None:
     """Process every image; those that cannot be read are told and make the exit code 2."""
     args = parse_args()
     files = image_files(args.input)
-    cfg = (
-        load_config(args.config_file, args.opts) if args.config_file else open_config(args.weights, args.opts)
-    )
+    cfg = checkpoint_config(args)
     demo = Demo(open_predictor(args.weights, cfg), Path(args.output), args.min_score)
     bad = 0
     for name, file in named(files):

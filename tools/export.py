@@ -14,23 +14,16 @@ from __future__ import annotations
 import argparse
 
 from scenekd import checkpoint
-from scenekd.config import load_config
+from scenekd.command_line import checkpoint_config, checkpoint_parser
 from scenekd.data.images import image_files, read_image
 from scenekd.errors import UserError, run_cli
 from scenekd.export import FORMATS, TOLERANCE, Exported, export
 from scenekd.models import build_model
-from scenekd.predictor import open_config
 
 
 def parse_args() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--config-file", default="", metavar="FILE", help="default: the one in the checkpoint"
-    )
-    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint")
+    parser = checkpoint_parser(__doc__)
     parser.add_argument("--output", required=True, metavar="FILE")
     parser.add_argument("--format", default="onnx", choices=FORMATS)
     parser.add_argument("--nms", action="store_true", help="boxes after the network's own NMS, for one image")
@@ -44,8 +37,6 @@ def parse_args() -> argparse.Namespace:
         help="largest difference from PyTorch, relative to an output's largest value where that is above 1; "
         f"default: {TOLERANCE:g}, or four times the network's own rounding in float32 where that is more",
     )
-    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args()
 
 
@@ -75,9 +66,7 @@ def describe(exported: Exported) -> str:
 def main() -> None:
     """Build the network, export it and say what was written."""
     args = parse_args()
-    cfg = (
-        load_config(args.config_file, args.opts) if args.config_file else open_config(args.weights, args.opts)
-    )
+    cfg = checkpoint_config(args)
     images = []
     for file in image_files(args.check):
         if not file.is_file():

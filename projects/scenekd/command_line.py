@@ -1,8 +1,13 @@
-"""The options of the tools that work by a configuration."""
+"""The options of the tools that work by a configuration, and of those that work by a checkpoint."""
 
 from __future__ import annotations
 
 import argparse
+
+from fvcore.common.config import CfgNode
+
+from .config import load_config
+from .predictor import open_config
 
 
 def config_parser(description: str | None) -> argparse.ArgumentParser:
@@ -18,3 +23,24 @@ def config_parser(description: str | None) -> argparse.ArgumentParser:
 def config_overrides(args: argparse.Namespace) -> list[str]:
     """The ``KEY VALUE`` pairs of the command line, --output-dir among them."""
     return [*args.overrides, *(["OUTPUT_DIR", args.output_dir] if args.output_dir else [])]
+
+
+def checkpoint_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with --weights, --config-file, --opts and --debug, see :func:`checkpoint_config`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint")
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="default: the one in the checkpoint"
+    )
+    parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="config overrides")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def checkpoint_config(args: argparse.Namespace) -> CfgNode:
+    """The configuration named on the command line, else the one in the checkpoint."""
+    if args.config_file:
+        return load_config(args.config_file, args.opts)
+    return open_config(args.weights, args.opts)

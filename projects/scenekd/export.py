@@ -17,10 +17,11 @@ from . import export_onnx
 from .data.scenes import draw_random_scene
 from .errors import UserError
 from .export_check import Comparison
-from .export_graph import ExportGraph, class_names
+from .export_graph import ExportGraph
 from .export_onnx import quietly
 from .files import replacing
 from .predictor import Predictor
+from .teachers.options import our_classes
 
 FORMATS = ("onnx", "torchscript", "torch_export")
 TOLERANCE = 1e-4
@@ -78,7 +79,7 @@ def export(
     path = Path(path)
     _check_arguments(path, format, opset, tolerance)
     graph = ExportGraph(copy.deepcopy(net).cpu(), nms=nms).requires_grad_(False)
-    about = graph.description(class_names(cfg))
+    about = graph.description(our_classes(cfg))
     prepare = Predictor(net, cfg).prepare
     inputs = [prepare(image) for image in images or _drawn_scenes()]
     with torch.no_grad(), replacing(path) as temporary:

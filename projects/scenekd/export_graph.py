@@ -12,23 +12,24 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from . import __version__
 from .boxes import clip, decode
-from .data.voc import VOC_CLASSES
 from .errors import UserError
 from .teachers.frozen import weights_sha256
 
 INPUT = "images"
-# Shape and meaning of what a graph may give; a network may say more than these.
+# What a graph may give; a network may say more than these.
 MEANINGS = {
     "class_probabilities": "of each box, C + 1 in 0…1, background last",
     "boxes": "x1, y1, x2, y2 in pixels of the S × S input, clipped to it",
     "labels": "class of each box, an index into classes",
     "scores": "of each box, 0…1, falling",
     "sem_seg": "logits of background and the C classes on a grid over the whole input",
+    "mask_logits": "of each box, on the same grid; above 0 on the object, inside the box",
+    "prototypes": "P maps on the same grid; a box's mask logits are their sum weighed by its coefficients",
+    "mask_coefficients": "of each box, P",
 }
 # Of one box each, in a graph that chooses boxes.
 ROW = "detections"
@@ -42,8 +43,9 @@ class ExportGraph(nn.Module):
             evaluation mode.
         nms: False: ``class_probabilities`` (B, A, C + 1), ``boxes`` (B, A, 4) and ``sem_seg`` (B, K, h, w), and
             whatever else the network's heads say. True: the network's own prediction for one image (B = 1):
-            ``boxes`` (N, 4), ``labels`` (N,) int64, ``scores`` (N,), ``class_probabilities`` (N, C + 1) and
-            ``sem_seg`` (K, h, w); N differs from image to image.
+            ``boxes`` (N, 4), ``labels`` (N,) int64, ``scores`` (N,), ``class_probabilities`` (N, C + 1),
+            ``sem_seg`` (K, h, w) and ``mask_logits`` (N, h, w), as far as there are tasks; N differs from image to
+            image.
 
     Raises:
         UserError: a network that is not built so, or ``nms`` without a detection task.
@@ -128,8 +130,3 @@ class ExportGraph(nn.Module):
 
 def _probabilities(class_logits: Tensor) -> Tensor:
     return class_logits.float().softmax(dim=-1)
-
-
-def class_names(cfg: CfgNode) -> tuple[str, ...]:
-    """The object classes of a configuration, VOC's where it names none."""
-    return tuple(cfg.DATASETS.CLASSES) or VOC_CLASSES
