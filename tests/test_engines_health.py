@@ -21,6 +21,7 @@ from scenekd.errors import UserError
 from scenekd.losses.balance import GradNormBalance
 from scenekd.losses.reduce import alone, mean_over_processes
 from scenekd.recorder import read_metrics
+from scenekd.sample import SourceWeights
 
 OPTIONS = {
     "uncertainty": ("MODEL.BLITZNET.BALANCE", "uncertainty"),
@@ -131,7 +132,8 @@ def test_a_bad_label_names_its_image(engine, tiny_config, monkeypatch):
         image, target = mapped(self, index)
         if not chosen or chosen[0] == target.image_id:
             chosen[:] = [target.image_id]
-            target.soft_seg, target.weights.segmentation_teacher = torch.full((11, 8, 8), math.nan), 1.0
+            target.soft_seg = torch.full((11, 8, 8), math.nan)
+            target.weights = SourceWeights.of({**target.weights, "segmentation": (1.0, 1.0)})
         return image, target
 
     monkeypatch.setattr(Mapper, "__call__", poison)

@@ -16,7 +16,8 @@ from ..engines.select import choose_engine
 from ..errors import UserError
 from ..files import write_text
 from .filters import score_filters
-from .page import Findings, write_study_page
+from .findings import Findings
+from .page import write_study_page
 from .presets import read_preset
 from .rows import Row, Sweep, read_table
 from .runs import Run, Runs, State
