@@ -42,6 +42,7 @@ EXTRAS = {
         "types-tqdm",
         "types-PyYAML",
         *ONNX,
+        "timm",
     ],
     # Not on a package registry: pip builds it from its public source.
     "detectron2": [
