@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ class TimmTrunk(nn.Module):
         if not timm.is_model(name):
             close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
             raise UserError(f"{_KEY}.TRUNK: timm has no model {name!r}{close and f'; perhaps {close}'}")
-        options: dict[str, object] = {}
+        options: dict[str, Any] = {}
         known = timm.get_pretrained_cfg(name)
         if known is not None and known.fixed_input_size:
             options["img_size"] = image_size
@@ -55,18 +56,19 @@ class TimmTrunk(nn.Module):
                 raise UserError(f"{_KEY}.PRETRAINED: {pretrained}: no such file; give timm, or a weight file")
             options["pretrained_cfg_overlay"] = {"file": pretrained}
         try:
-            self.net = timm.create_model(name, features_only=True, pretrained=bool(pretrained), **options)
+            net: Any = timm.create_model(name, features_only=True, pretrained=bool(pretrained), **options)
         except (RuntimeError, OSError, ValueError, AssertionError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{_KEY}.TRUNK: timm:{name} at INPUT.SIZE {image_size}: {reason}") from None
-        strides = list(self.net.feature_info.reduction())
+        self.net = net
+        strides = list(net.feature_info.reduction())
         if any(strides.count(stride) != 1 for stride in STRIDES):
             raise UserError(
                 f"{_KEY}.TRUNK: timm:{name} has maps at strides {strides}; take a model with {STRIDES}"
             )
         self.image_size = image_size
         self._chosen = [strides.index(stride) for stride in STRIDES]
-        self.channels = [self.net.feature_info.channels()[i] for i in self._chosen]
+        self.channels = [net.feature_info.channels()[i] for i in self._chosen]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Maps at strides 4, 8, 16, 32 with ``self.channels`` channels."""
