@@ -13,8 +13,10 @@ from test_study_runs import install, make_study
 
 from scenekd.data.catalog import load_dataset
 from scenekd.evaluation.statistics import minimum_detectable_effect
+from scenekd.study.bars import draw_bars
 from scenekd.study.figures import curve, draw_figure, filter_figure
 from scenekd.study.page import comparison_table, late_gain, mean_sd, saying, trunk_start, write_study_page
+from scenekd.study.rows import Figure
 from scenekd.study.scores import ClassMeans, RowScores, compare, images_per_class
 from scenekd.study.spec import Metric
 from scenekd.study.study import as_json
@@ -209,3 +211,13 @@ def test_teachers_alone(findings):
 def test_trunk_start(weights, words):
     """The page says where the trunk's weights come from."""
     assert words in trunk_start(weights)
+
+
+def test_bars_are_drawn_from_two_rows_on(findings):
+    """Rows of the study with their deviations; a metric or a row that was not run has no bar."""
+    table = findings.runs.table
+    figure = Figure("bars", "bars", ("4.1a", "4.1c", "4.1b"), ("mAP", "mIoU"), level="F16@100")
+    picture = Image.open(io.BytesIO(draw_bars(figure, table, findings.scores)))
+    assert picture.size[0] > picture.size[1] > 50
+    alone = Figure("bars", "bars", ("4.1a", "4.1b"), ("mAP",))
+    assert draw_bars(alone, table, findings.scores) is None

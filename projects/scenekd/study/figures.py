@@ -1,7 +1,7 @@
 """The figures of a study drawn again, as PNG: ours with error bars on the left, the paper's on the right.
 
 ``points``: a metric over x (a temperature, a fraction), one line a series. ``steps``: the periodic evaluations of
-some rows over training.
+some rows over training. ``bars``: see :mod:`.bars`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ..recorder import read_metrics
 from ..visualize_curves import COLOURS, png
+from .bars import draw_bars
 from .rows import Figure, Row, Table
 from .runs import Run
 from .scores import ClassMeans, RowScores
@@ -37,6 +38,8 @@ def draw_figure(
     """The picture; None where nothing of it was run."""
     if figure.kind == "steps":
         return _steps(figure, spec, finished, means)
+    if figure.kind == "bars":
+        return draw_bars(figure, table, scores)
     return _points(figure, table, scores)
 
 

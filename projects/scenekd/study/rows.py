@@ -72,7 +72,8 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: ``kind`` points (a metric over x for some series) or steps (metrics over training, some rows)."""
+    """A figure: ``kind`` points (a metric over x for some series), steps (metrics over training, some rows) or bars
+    (some rows side by side)."""
 
     title: str
     kind: str

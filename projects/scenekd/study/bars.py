@@ -1,0 +1,49 @@
+"""Rows side by side as bars with error bars: ``kind: bars`` of a rows file's figures.
+
+``series`` are ids of rows; the first one is the reference, whose mean is drawn through as a line, and ``level`` names
+the row with every label, drawn dashed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure as Canvas
+
+from ..visualize_curves import COLOURS, png
+from .rows import Figure, Table
+from .scores import RowScores
+
+
+def draw_bars(figure: Figure, table: Table, scores: Mapping[str, RowScores]) -> bytes | None:
+    """The picture, one panel a metric; None where fewer than two rows were run."""
+    rows = [table.row(name) for name in figure.series if name in scores]
+    metrics = [m for m in figure.metrics if sum(math.isfinite(scores[r.id].mean(m)) for r in rows) > 1]
+    if len(rows) < 2 or not metrics:
+        return None
+    canvas = Canvas(figsize=(3.0 + 3.2 * len(metrics), 1.0 + 0.32 * len(rows)), layout="constrained")
+    for axis, metric in zip(canvas.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics):
+        means = np.array([scores[row.id].mean(metric) for row in rows])
+        spread = np.nan_to_num(np.array([scores[row.id].sd(metric) for row in rows]))
+        colours = [COLOURS[6] if i == 0 else COLOURS[0] for i in range(len(rows))]
+        bars = axis.barh(range(len(rows)), means, xerr=spread, color=colours, alpha=0.75, capsize=2)
+        axis.bar_label(bars, [f"{m:.1f}" if math.isfinite(m) else "–" for m in means], padding=5, fontsize=8)
+        axis.axvline(means[0], color="black", linewidth=0.8)
+        if figure.level in scores and math.isfinite(scores[figure.level].mean(metric)):
+            level = scores[figure.level].mean(metric)
+            axis.axvline(level, color="grey", linestyle="--", linewidth=1)
+            axis.set_title(
+                f"{metric} in % (dashed: {table.row(figure.level).title}, {level:.1f})", fontsize=9
+            )
+        else:
+            axis.set_title(f"{metric} in %", fontsize=9)
+        axis.set_yticks(range(len(rows)), [row.title for row in rows], fontsize=8)
+        axis.tick_params(axis="x", labelsize=8)
+        axis.margins(x=0.12)
+        axis.spines[["top", "right"]].set_visible(False)
+    canvas.axes[0].invert_yaxis()
+    seeds = max(len(scores[row.id].seeds) for row in rows)
+    canvas.supxlabel(f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed", fontsize=8)
+    return png(canvas)
