@@ -80,6 +80,29 @@ def test_its_output_can_be_scored(
     assert scored["bbox"]["AP50"] == pytest.approx(expected["bbox"]["AP50"], abs=1e-6)
 
 
+def test_masks_of_objects_are_written_and_scored(
+    run: ToolRunner, scenes: Path, tmp_path: Path, tiny_config: Callable[..., Any]
+) -> None:
+    from scenekd.evaluation.evaluator import Evaluator
+    from scenekd.evaluation.predictions import score_predictions
+
+    tasks = "('detection','segmentation','instance_segmentation')"
+    cfg = tiny_config("run", "MODEL.BLITZNET.SCORE_THRESHOLD", "0.0", "MODEL.BLITZNET.TASKS", tasks)
+    path, out = tmp_path / "three.pth", tmp_path / "out"
+    checkpoint.save_model(build_model(cfg, pretrained=False), cfg.dump(), path)
+    dataset = load_dataset("voc_seg_val", cfg)
+    assert run("--weights", path, "--input", *(r.file_name for r in dataset.records), "--output", out) == 0
+    tasks_scored = ("sem_seg", "bbox", "segm")
+    evaluator, predict = Evaluator.from_config(dataset, cfg, tasks_scored), open_predictor(path)
+    for record in dataset.records:
+        evaluator.add(record.image_id, predict(read_image(record)))
+    scored, expected = score_predictions(out, dataset, cfg), evaluator.summarize()
+    assert set(scored) == set(tasks_scored)
+    assert scored["segm"]["AP"] == pytest.approx(expected["segm"]["AP"], abs=1e-9)
+    with Image.open(out / "panels" / f"{dataset.records[0].image_id}.png") as panel:
+        assert panel.width > 2 * 360
+
+
 def test_bad_files_are_told_and_the_others_done(
     run: ToolRunner, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

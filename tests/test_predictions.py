@@ -9,11 +9,17 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_evaluator import HEIGHT, WIDTH, make_dataset
+from test_mask_records import masked_dataset
 
 from scenekd.config import get_cfg
 from scenekd.data.catalog import load_dataset
+from scenekd.data.scenes_files import tight_box
 from scenekd.errors import UserError
+from scenekd.evaluation.coco_results import read_results, result_entries
+from scenekd.evaluation.evaluator import Evaluator
+from scenekd.evaluation.mask_records import encode
 from scenekd.evaluation.predictions import score_predictions
+from scenekd.teachers.runs import encode_runs
 
 
 def write_truth(folder, dataset):
@@ -73,7 +79,107 @@ def test_images_without_detections_count(tmp_path):
     assert score_predictions(tmp_path, dataset, config())["bbox"]["AP-a"] == pytest.approx(50)
 
 
+def outline(mask, form):
+    """A mask as COCO's results may hold it."""
+    if form == "polygons":  # of a filled rectangle
+        x1, y1, x2, y2 = tight_box(mask)
+        return [[x1, y1, x2, y1, x2, y2, x1, y2]]
+    if form == "counts":
+        return {"size": list(mask.shape), "counts": encode_runs(mask).tolist()}
+    runs = encode(mask)
+    return {"size": runs["size"], "counts": runs["counts"].decode()}
+
+
+@pytest.mark.parametrize("form", ["compressed", "counts", "polygons"])
+@pytest.mark.parametrize("boxes", [True, False])
+def test_masks_of_objects_are_scored(tmp_path, form, boxes):
+    """True masks score 100; the left half of each scores as the evaluator of a training run says. Boxes may be left
+    out, as in COCO's own results of masks."""
+    dataset = masked_dataset()
+    for record in dataset.records:
+        record.difficult[:] = False
+    for whole in (True, False):
+        evaluator, entries = Evaluator(dataset, tasks=("segm",), bootstrap=5), []
+        for record in dataset.records:
+            masks = dataset.read_instance_masks(record) == 1
+            if not whole:
+                for mask, box in zip(masks, record.boxes.astype(int)):
+                    mask[:, (box[0] + box[2]) // 2 :] = False
+            scores = np.linspace(0.2, 0.8, len(masks))
+            evaluator.add_arrays(record.image_id, masks=masks, labels=record.labels, scores=scores)
+            for entry, mask in zip(
+                result_entries(record.image_id, record.boxes, record.labels, scores), masks
+            ):
+                entry["segmentation"] = outline(mask, form)
+                if not boxes:
+                    del entry["bbox"]
+                entries.append(entry)
+        (tmp_path / "detections.json").write_text(json.dumps(entries))
+        result = score_predictions(tmp_path, dataset, config())
+        assert list(result) == ["bbox", "segm"][not boxes :]
+        np.testing.assert_equal(result["segm"], evaluator.summarize()["segm"])
+        assert result["segm"]["AP"] == pytest.approx(100) if whole else result["segm"]["AP"] < 20
+
+
+def test_written_entries_hold_the_masks(tmp_path):
+    dataset = masked_dataset()
+    record = dataset.records[0]
+    masks = dataset.read_instance_masks(record) == 1
+    scores = np.full(len(masks), 0.5)
+    entries = list(result_entries(record.image_id, record.boxes, record.labels, scores, masks))
+    (tmp_path / "detections.json").write_text(json.dumps(entries))
+    found = read_results(tmp_path / "detections.json", dataset, (1, 2))
+    arrays = found.arrays(record.image_id, record.size)
+    assert found.shapes == ("bbox", "segmentation")
+    np.testing.assert_array_equal(arrays["masks"], masks)
+    np.testing.assert_array_equal(arrays["boxes"], record.boxes)
+    assert found.arrays("image1", record.size)["masks"].shape == (0, HEIGHT, WIDTH)
+
+
 GOOD = {"image_id": "image0", "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
+RUNS = {"size": [HEIGHT, WIDTH], "counts": [5, 7, HEIGHT * WIDTH - 12]}
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({**RUNS, "size": [WIDTH, HEIGHT]}, r"another size than the image, \(60, 40\) instead of \(40, 60\)"),
+        ({**RUNS, "size": 40}, "broken object outline"),
+        ({"counts": RUNS["counts"]}, "broken object outline \\(no 'size'"),
+        ({**RUNS, "counts": [5, 7]}, "broken object outline \\(run lengths do not fill"),
+        ({**RUNS, "counts": [5, -7, HEIGHT * WIDTH + 2]}, "run lengths do not fill"),
+        ({**RUNS, "counts": [2**63 - 1, 2**63 - 1, HEIGHT * WIDTH + 2]}, "run lengths do not fill"),
+        ({**RUNS, "counts": [2**70]}, "broken object outline"),
+        ({**RUNS, "counts": [5.5, 6.5]}, "whole numbers"),
+        ({**RUNS, "counts": "522"}, "run lengths do not fill"),
+        ({**RUNS, "counts": "!"}, "no compressed run lengths"),
+        ({**RUNS, "counts": "é"}, "broken object outline"),
+        ({**RUNS, "counts": "o" * 9 + "0"}, "a run of over"),
+        ({**RUNS, "counts": None}, "broken object outline"),
+        ("mask", "broken object outline"),
+        (None, "broken object outline"),
+        ([], "no polygon of three corners"),
+        ([[1, 2, 3, 4]], "no polygon of three corners"),
+        ([[1, 2, 3, 4, 5]], "a polygon must be a list of x, y"),
+        ([1, 2, 3, 4, 5, 6], "a polygon must be a list of x, y"),
+        ([["a"] * 6], "broken object outline"),
+        ([[0, 0, 1e9, 0, 5, 5]], "over 100000 pixels away"),
+        ([[0, 0, float("nan"), 0, 5, 5]], "not finite"),
+    ],
+)
+def test_bad_masks_of_objects(tmp_path, segmentation, message):
+    """pycocotools would read beyond its memory for some of them."""
+    entries = [{**GOOD, "segmentation": RUNS}, {**GOOD, "segmentation": segmentation}]
+    (tmp_path / "detections.json").write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=message) as caught:
+        score_predictions(tmp_path, masked_dataset(), config())
+    assert "detections.json: entry 1: " in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_entries_hold_the_same(tmp_path):
+    (tmp_path / "detections.json").write_text(json.dumps([GOOD, {**GOOD, "segmentation": RUNS}]))
+    with pytest.raises(UserError, match="entry 1: holds bbox and segmentation, entry 0 bbox; give all"):
+        score_predictions(tmp_path, masked_dataset(), config())
 
 
 @pytest.mark.parametrize(
@@ -83,6 +189,7 @@ GOOD = {"image_id": "image0", "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0
         (b"\xff\xfe", "cannot be read as JSON"),
         ({"annotations": []}, "must hold a list"),
         ([GOOD, 3], "entry 1: needs image_id"),
+        ([{"image_id": "image0", "category_id": 1, "score": 0.5}], "entry 0: needs bbox or segmentation"),
         ([{"image_id": "image0", "bbox": [1, 2, 3, 4], "score": 0.5}], "entry 0: needs image_id"),
         ([{**GOOD, "image_id": "nowhere"}], "entry 0: image_id 'nowhere' is not in toy"),
         ([{**GOOD, "category_id": 0}], "entry 0: category_id 0 is none of the 2 ids 1…2"),

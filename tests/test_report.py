@@ -26,8 +26,16 @@ from scenekd.errors import UserError
 from scenekd.predictor import Predictor
 from scenekd.report import report_run, save_panels, teacher_tasks, write_comparison, write_report
 from scenekd.report_html import escape, figure, interval_bar, number, table
-from scenekd.report_panels import TeacherViews, choose_records, dense_labels, report_panels
+from scenekd.report_panels import (
+    TeacherViews,
+    choose_records,
+    dense_labels,
+    report_panels,
+    with_ground_truth,
+)
 from scenekd.sample import Prediction, SoftSegmentation
+from scenekd.teachers.protocol import Detections, InstanceDetections
+from scenekd.visualize import View
 
 RESULTS = {
     "sem_seg": {
@@ -261,6 +269,47 @@ def test_teachers_are_read_asked_or_left_out(
 
     monkeypatch.setattr("scenekd.report_panels.open_store", refuse)
     assert TeacherViews(cfg, ("segmentation",))(Record("known", ""), image).sem_seg is None
+
+
+def test_masks_of_a_teacher_are_shown_on_the_boxes_that_teach(
+    tiny_config: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone they come with their own boxes; beside a detector they go to its boxes of the same objects."""
+    masks = np.zeros((2, 20, 20), bool)
+    masks[0, 2:8, 2:8], masks[1, 10:18, 10:18] = True, True
+    found = InstanceDetections.build([[2, 2, 8, 8], [10, 10, 18, 18]], [3, 4], [0.5, 0.9], masks)
+    boxes = Detections.build([[2, 2, 8, 9], [0, 0, 20, 20]], [3, 4], [0.8, 0.7])
+
+    class Store:
+        def __contains__(self, image_id: object) -> bool:
+            return True
+
+        def get_instances(self, image_id: str) -> InstanceDetections:
+            return found
+
+        def get_detections(self, image_id: str) -> Detections:
+            return boxes
+
+    monkeypatch.setattr("scenekd.report_panels.open_store", lambda cfg, task: Store())
+    record, image = Record("known", ""), np.zeros((20, 20, 3), np.uint8)
+    alone = TeacherViews(tiny_config("run"), ("instance_segmentation",))(record, image)
+    assert alone.labels is not None and alone.labels.tolist() == [4, 3]  # the surest first
+    np.testing.assert_array_equal(alone.masks, masks[::-1])
+    both = TeacherViews(tiny_config("run"), ("detection", "instance_segmentation"))(record, image)
+    np.testing.assert_array_equal(both.boxes, boxes.boxes)
+    assert both.masks is not None and not both.masks[1].any()
+    np.testing.assert_array_equal(both.masks[0], masks[0])
+
+
+def test_true_masks_stand_beside_predicted_ones(tiny_config: Callable[..., Any]) -> None:
+    dataset = load_dataset("voc_seg_val", tiny_config("run"))
+    record = dataset.records[0]
+    assert record.labels is not None
+    plain, masked = View("a"), View("b", masks=np.zeros((0, *record.size()), bool))
+    assert with_ground_truth(dataset, record, [plain])[0].masks is None
+    truth = with_ground_truth(dataset, record, [plain, masked])
+    assert truth[1:] == [plain, masked]
+    assert truth[0].masks is not None and truth[0].masks.any(axis=(1, 2)).sum() == len(record.labels)
 
 
 def test_panels_are_the_same_every_time(tiny_config: Callable[..., Any]) -> None:

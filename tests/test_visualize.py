@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from scenekd import visualize
+from scenekd.drawing import draw_masks, object_colours
 from scenekd.sample import Prediction
 from scenekd.visualize import View, blend_mask, colourise, draw_boxes, panel, stack_tiles
 from scenekd.visualize_curves import bar_chart, evaluation_curves, loss_curves, running_mean
@@ -64,6 +65,50 @@ def test_the_surest_box_lies_on_top() -> None:
     boxes = np.array([[20.0, 40, 180, 180], [20.0, 40, 180, 180]])
     drawn = draw_boxes(picture(200, 200), boxes, np.array([0, 1]), CLASSES, np.array([0.9, 0.4]))
     np.testing.assert_array_equal(drawn[100, 21], [128, 0, 0])
+
+
+def test_masks_are_filled_outlined_and_overlap_in_order() -> None:
+    masks = np.zeros((2, 20, 20), bool)
+    masks[0, 5:15, 5:15] = masks[1, 10:20, 10:20] = True
+    colours = np.array([[200, 0, 0], [0, 100, 0]], np.uint8)
+    drawn = draw_masks(np.full((20, 20, 3), 100, np.uint8), masks, colours, opacity=0.5, line=2)
+    # grey: 70 + .65 · 100 = 135; filled: half of it and half of the colour, to even; two pixels of outline
+    np.testing.assert_array_equal(drawn[0, 0], [135, 135, 135])
+    np.testing.assert_array_equal(drawn[8, 8], [168, 68, 68])
+    np.testing.assert_array_equal(drawn[5:7, 8], [[200, 0, 0]] * 2)
+    # the second lies below, and is outlined along the image's border too
+    np.testing.assert_array_equal(drawn[14, 14], [200, 0, 0])
+    np.testing.assert_array_equal(drawn[16, 16], [68, 118, 68])
+    np.testing.assert_array_equal(drawn[19, 15], [0, 100, 0])
+
+
+def test_object_colours_differ() -> None:
+    colours = object_colours(12).astype(int)
+    apart = np.abs(colours[:, None] - colours).sum(axis=2) + 1000 * np.eye(12, dtype=int)
+    assert apart.min() > 60
+    np.testing.assert_array_equal(object_colours(5), object_colours(12)[:5])
+
+
+def test_equal_objects_have_equal_colours_in_all_views() -> None:
+    """The first view's two boxes come in another order in the second, which has masks; its third box is new."""
+    boxes = np.array([[10.0, 10, 60, 60], [100, 100, 180, 180], [20, 120, 60, 190]])
+    labels = np.array([0, 1, 2])
+    masks = np.zeros((3, 200, 200), bool)
+    masks[0, 120:160, 120:160] = True  # of the box that comes first there
+    truth = View("truth", boxes[:2], labels[:2])
+    order = [1, 0, 2]
+    student = View("student", boxes[order] + 2, labels[order], np.array([0.9, 0.8, 0.7]), None, masks)
+    drawn = panel(picture(200, 200), [truth, student], CLASSES, side=200)
+    # one row, and no legend, as colours tell no classes: image, truth, student
+    assert drawn.shape == (200 + 20 + 12, 3 * 206 + 6, 3)
+    colours = object_colours(3)
+    first, second = (drawn[26:, left : left + 200] for left in (212, 418))
+    for tile, shift in ((first, 0), (second, 2)):
+        np.testing.assert_array_equal(tile[40, 11 + shift], colours[0])
+        np.testing.assert_array_equal(tile[140, 101 + shift], colours[1])
+    np.testing.assert_array_equal(second[150, 23], colours[2])
+    np.testing.assert_array_equal(second[120, 140], colours[1])  # the mask's outline
+    np.testing.assert_array_equal(first[120, 140], [90, 90, 90])
 
 
 def rows_of(drawn: np.ndarray, tile_height: int) -> int:
@@ -135,7 +180,9 @@ def test_view_of_a_prediction_takes_the_likeliest_class() -> None:
     assert view.sem_seg is not None and view.sem_seg.tolist() == [[1, 0]]
     assert view.labels is not None and view.labels.dtype == np.int64
     nothing = View.of_prediction("student", Prediction((1, 2)))
-    assert nothing.boxes is None and nothing.sem_seg is None
+    assert nothing.boxes is None and nothing.sem_seg is None and nothing.masks is None
+    prediction.masks = torch.ones(1, 1, 2, dtype=torch.bool)
+    assert View.of_prediction("student", prediction).masks.shape == (1, 1, 2)  # type: ignore[union-attr]
 
 
 def test_running_mean() -> None:

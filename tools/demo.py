@@ -3,8 +3,9 @@
 
 python tools/demo.py --weights output/model_final.pth --input photo.jpg holiday/ [--output DIR]
 
-Writes to DIR: panels/<name>.png (image, boxes, mask), segmentation/<name>.png (class indices) and
-detections.json (COCO's results format, image_id is the name). tools/test.py --predictions DIR scores them.
+Writes to DIR: panels/<name>.png (image, boxes with their masks, mask), segmentation/<name>.png (class indices) and
+detections.json (COCO's results format, image_id is the name; with the masks of boxes where the network has them).
+tools/test.py --predictions DIR scores them.
 A folder stands for the images in it.
 """
 
@@ -24,6 +25,7 @@ from PIL import Image
 from scenekd.command_line import checkpoint_config, checkpoint_parser
 from scenekd.data.images import image_files, read_image, voc_palette
 from scenekd.errors import BadRecordError, UserError, run_cli
+from scenekd.evaluation.coco_results import result_entries
 from scenekd.predictor import Predictor, open_predictor
 from scenekd.teachers.options import our_classes
 from scenekd.visualize import MIN_SCORE, View, panel
@@ -79,10 +81,7 @@ class Demo:
     def _boxes(self, name: str, view: View) -> str:
         assert view.boxes is not None and view.labels is not None and view.scores is not None
         self.has_boxes = True
-        sizes = np.concatenate([view.boxes[:, :2], view.boxes[:, 2:] - view.boxes[:, :2]], axis=1)
-        for box, label, score in zip(sizes.tolist(), view.labels.tolist(), view.scores.tolist()):
-            entry = {"image_id": name, "category_id": label + 1, "bbox": box, "score": score}
-            self.detections.append(entry)
+        self.detections += result_entries(name, view.boxes, view.labels, view.scores, view.masks)
         sure = [
             f"{self.classes[label]} {score:.2f}"
             for label, score in zip(view.labels, view.scores)

@@ -4,6 +4,7 @@
 python tools/test.py CONFIG CHECKPOINT [KEY VALUE ...]
 python tools/test.py --predictions DIR --dataset NAME [KEY VALUE ...]
 
+DIR holds detections.json (COCO's results format: boxes, masks of objects or both) and/or segmentation/<image_id>.png.
 CONFIG may be a native configuration of MMEngine (.py) or detectron2 (YAML with MODEL.META_ARCHITECTURE).
 CHECKPOINT may be a folder: each checkpoint in it is evaluated, oldest step first.
 """

@@ -1,7 +1,8 @@
 """Masks and boxes drawn on an image.
 
 H, W: image size; N: boxes; C: object classes. Boxes are xyxy pixels of the image, labels 0…C−1, masks 0…C and
-255, all arrays numpy. Colours are an index → RGB table, VOC's by default; object class c has colour c + 1.
+255, all arrays numpy. Colours are an index → RGB table, VOC's by default; object class c has colour c + 1. Where
+masks of boxes are shown, colours tell the objects apart instead, and the classes are written.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -46,22 +48,52 @@ def draw_boxes(
     classes: Sequence[str],
     scores: np.ndarray | None = None,
     palette: np.ndarray | None = None,
+    colours: np.ndarray | None = None,
 ) -> np.ndarray:
     """A copy of the image with boxes, class names and scores; the surest box lies on top.
 
     Args:
         image: (H, W, 3) uint8 RGB. boxes: (N, 4) pixels of it. scores: (N,) in 0…1; none for ground truth.
-        classes: C names.
+        classes: C names. colours: (N, 3) uint8 RGB of the boxes, instead of their classes'.
     """
-    colours = voc_palette() if palette is None else palette
+    if colours is None:
+        colours = (voc_palette() if palette is None else palette)[np.asarray(labels, np.int64) + 1]
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     order = range(len(boxes)) if scores is None else np.argsort(scores, kind="stable")
     for i in order:
-        colour = tuple(int(c) for c in colours[int(labels[i]) + 1])
+        colour = tuple(int(c) for c in colours[i])
         text = classes[int(labels[i])] + ("" if scores is None else f" {scores[i]:.2f}")
         _draw_box(draw, picture.size, boxes[i], text, colour)
     return np.asarray(picture)
+
+
+def object_colours(count: int) -> np.ndarray:
+    """(count, 3) uint8 RGB colours of objects: neighbours in the list differ most in hue."""
+    turn = 180 * (np.sqrt(5) - 1) / 2  # the golden section of the circle, in OpenCV's half degrees
+    hues = (15 + turn * np.arange(count)) % 180
+    hsv = np.stack([hues, np.full(count, 210), np.full(count, 235)], axis=1)
+    return cv2.cvtColor(hsv.round().astype(np.uint8)[None], cv2.COLOR_HSV2RGB)[0]
+
+
+def draw_masks(
+    image: np.ndarray, masks: Sequence[np.ndarray], colours: np.ndarray, opacity: float = 0.45, line: int = 2
+) -> np.ndarray:
+    """The image in grey with each mask filled translucently and outlined in its colour; the first lies on top.
+
+    Args:
+        image: (H, W, 3) uint8 RGB. masks: N of (H, W) bool. colours: (N, 3) uint8 RGB. opacity: of the filling,
+        0…1. line: width of the outline in pixels, inside the mask.
+    """
+    picture = np.repeat(
+        70 + 0.65 * image.mean(axis=2, keepdims=True), 3, axis=2
+    )  # objects alone are coloured
+    rim = np.ones((2 * line + 1, 2 * line + 1), np.uint8)
+    for mask, colour in zip(masks[::-1], colours[::-1].astype(float)):
+        picture[mask] += opacity * (colour - picture[mask])
+        inner = cv2.erode(mask.astype(np.uint8), rim, borderValue=0)
+        picture[mask & (inner == 0)] = colour
+    return picture.round().astype(np.uint8)
 
 
 def _draw_box(

@@ -16,7 +16,7 @@ from .data.policy import TaskPolicy
 from .predictor import Predictor
 from .recorder import read_metrics
 from .report_html import Markup, Number, escape, figure, number, table, write_page
-from .report_panels import DRAWN, Picture, TeacherViews, report_panels
+from .report_panels import Picture, TeacherViews, report_panels
 from .report_tables import (
     Results,
     error_shares,
@@ -121,8 +121,7 @@ def run_panels(experiment: Any, count: int) -> Iterable[Picture]:
     if count <= 0 or not cfg.DATASETS.TEST:
         return ()
     predictors = {"student": Predictor(experiment.net, cfg, experiment.device)}
-    shown = tuple(task for task in teacher_tasks(cfg) if task in DRAWN)
-    teachers = TeacherViews(cfg, shown)
+    teachers = TeacherViews(cfg, teacher_tasks(cfg))
     return report_panels(predictors, experiment.test_data, teachers=teachers, count=count)
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from .data.geometry import identity_coordinates
 from .data.images import read_image
+from .data.instance_masks import match_boxes
 from .data.records import Dataset, Record
 from .data.soft import sample_soft
 from .errors import UserError
@@ -19,6 +20,7 @@ from .predictor import Predictor
 from .sample import SoftSegmentation
 from .teachers.build import build_teacher, open_store, teacher_class_map
 from .teachers.options import NETWORKS, teacher_node
+from .teachers.protocol import InstanceDetections
 from .visualize import SIDE, View, panel
 
 logger = logging.getLogger(__name__)
@@ -31,15 +33,12 @@ class Picture(NamedTuple):
     pixels: np.ndarray
 
 
-DRAWN = ("detection", "segmentation")  # tasks whose teachers' outputs panels show
-
-
 class TeacherViews:
     """What the teachers of a configuration say about any image: read from their stores where they hold it,
     else the network is asked. Where neither can be had, the task stays empty and the log says why.
 
     Args:
-        tasks: of ``detection`` and ``segmentation``.
+        tasks: of :data:`scenekd.sample.TASKS`.
     """
 
     def __init__(self, cfg: Any, tasks: tuple[str, ...]) -> None:
@@ -49,21 +48,30 @@ class TeacherViews:
 
     def __call__(self, record: Record, image: np.ndarray) -> View:
         """The teachers' view of an (H, W, 3) uint8 RGB image."""
-        view = View("teacher")
+        view, objects = View("teacher"), None
         for task in self.tasks:
             said = self._ask(task, record.image_id, image)
             if said is None:
                 continue
             if task == "segmentation":
                 view.sem_seg = dense_labels(said, (image.shape[0], image.shape[1]))
-            else:
+            elif task == "detection":
                 view.boxes, view.labels, view.scores = said
+            else:
+                objects = said
+        if objects is not None:
+            _show_objects(view, objects)
         return view
 
     def _ask(self, task: str, image_id: str, image: np.ndarray) -> Any:
         store = self._once(self._stores, task, lambda: open_store(self.cfg, task))
         if store is not None and image_id in store:
-            return store.get_detections(image_id) if task == "detection" else store.get_segmentation(image_id)
+            get = {
+                "detection": "get_detections",
+                "segmentation": "get_segmentation",
+                "instance_segmentation": "get_instances",
+            }[task]
+            return getattr(store, get)(image_id)
         if teacher_node(self.cfg, task).TYPE not in NETWORKS:
             return None
         network = self._once(self._networks, task, lambda: build_teacher(self.cfg, task))
@@ -73,7 +81,9 @@ class TeacherViews:
         class_map = teacher_class_map(self.cfg, task, network.classes)
         if task == "detection":
             return class_map.detections(output.detections)
-        return class_map.segmentation(output.segmentation)
+        if task == "segmentation":
+            return class_map.segmentation(output.segmentation)
+        return class_map.instances(output.instances)
 
     @staticmethod
     def _once(made: dict[str, Any], task: str, make: Any) -> Any:
@@ -84,6 +94,18 @@ class TeacherViews:
                 logger.info("report: no %s teacher: %s", task, error)
                 made[task] = None
         return made[task]
+
+
+def _show_objects(view: View, objects: InstanceDetections) -> None:
+    """A teacher's masks on the boxes that the view has, where they are of the same objects; else on their own. So
+    do they reach a student."""
+    if view.boxes is None or view.labels is None:
+        view.boxes, view.labels, view.scores = objects.boxes, objects.labels, objects.scores
+        view.masks = objects.masks()
+        return
+    found = match_boxes(view.boxes, view.labels, objects.boxes, objects.labels)
+    view.masks = np.zeros((len(found), *objects.size), bool)
+    view.masks[found >= 0] = objects.masks(found[found >= 0])
 
 
 def dense_labels(soft: SoftSegmentation, size: tuple[int, int]) -> np.ndarray:
@@ -100,10 +122,14 @@ def choose_records(dataset: Dataset, count: int) -> list[Record]:
     return [rich[i] for i in places]
 
 
-def ground_truth(dataset: Dataset, record: Record) -> View:
-    """The labels of a record; what it lacks stays empty."""
+def with_ground_truth(dataset: Dataset, record: Record, views: list[View]) -> list[View]:
+    """The labels of a record before ``views``; what it lacks stays empty. Masks of its boxes are shown where one of
+    ``views`` has some."""
     mask = dataset.read_sem_seg(record) if record.has_sem_seg else None
-    return View("ground truth", record.boxes, record.labels, None, mask)
+    truth = View("ground truth", record.boxes, record.labels, None, mask)
+    if record.has_instance_masks and any(view.masks is not None for view in views):
+        truth.masks = dataset.read_instance_masks(record) == 1
+    return [truth, *views]
 
 
 class PanelFolder:
@@ -121,10 +147,9 @@ class PanelFolder:
     def write(self, file_name: str, view: View) -> None:
         """Write the panel of the image in ``file_name``, for a view at the image's own size."""
         record = self._records[file_name]
-        views = [ground_truth(self.dataset, record), view]
         pixels = panel(
             read_image(record),
-            views,
+            with_ground_truth(self.dataset, record, [view]),
             self.dataset.classes,
             title=record.image_id,
             palette=self.dataset.palette,
@@ -149,11 +174,16 @@ def report_panels(
     """
     for record in choose_records(dataset, count):
         image = read_image(record)
-        views = [ground_truth(dataset, record)]
+        views = []
         if teachers is not None and teachers.tasks:
             views.append(teachers(record, image))
         views += [View.of_prediction(name, predict(image)) for name, predict in predictors.items()]
         pixels = panel(
-            image, views, dataset.classes, title=record.image_id, palette=dataset.palette, side=side
+            image,
+            with_ground_truth(dataset, record, views),
+            dataset.classes,
+            title=record.image_id,
+            palette=dataset.palette,
+            side=side,
         )
         yield Picture(record.image_id, pixels)

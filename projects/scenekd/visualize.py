@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .data.images import voc_palette
-from .drawing import TEXT, blend_mask, colourise, draw_boxes, font
+from .data.instance_masks import match_boxes
+from .drawing import TEXT, blend_mask, colourise, draw_boxes, draw_masks, font, object_colours
 from .sample import IGNORE_INDEX, Prediction
 
 __all__ = ["View", "blend_mask", "colourise", "draw_boxes", "panel", "stack_tiles"]
@@ -33,6 +34,7 @@ class View:
         name: of the source.
         boxes (N, 4), labels (N,), scores (N,): ``scores`` is None for ground truth.
         sem_seg: (H, W) uint8 class indices.
+        masks: (N, H, W) bool of the boxes; all False for a box without one.
     """
 
     name: str
@@ -40,6 +42,7 @@ class View:
     labels: np.ndarray | None = None
     scores: np.ndarray | None = None
     sem_seg: np.ndarray | None = None
+    masks: np.ndarray | None = None
 
     @classmethod
     def of_prediction(cls, name: str, prediction: Prediction) -> View:
@@ -51,7 +54,8 @@ class View:
         labels = None if labels is None else labels.astype(np.int64)
         logits = prediction.sem_seg
         mask = None if logits is None else logits.argmax(0).to("cpu").numpy().astype(np.uint8)
-        return cls(name, boxes, labels, scores, mask)
+        objects = None if prediction.masks is None else prediction.masks.cpu().numpy()
+        return cls(name, boxes, labels, scores, mask, objects)
 
 
 def panel(
@@ -67,7 +71,9 @@ def panel(
     """One RGB picture: the image, and one column for each view with its boxes above its mask, and a legend.
 
     A task that no view has makes no row. A view without a task's labels gets a plain tile that says so. Where
-    no box scores ``min_score``, the surest few are drawn all the same, and the caption says so.
+    no box scores ``min_score``, the surest few are drawn all the same, and the caption says so. Where a view has
+    masks of its boxes, they are drawn with them, and all boxes of the panel have colours that tell objects apart: a
+    view's box that is the same object as one of the first view (same class, IoU of ½ or more) has its colour.
 
     Args:
         image: (H, W, 3) uint8 RGB. views: see :class:`View`. classes: C names. title: caption of the image.
@@ -75,15 +81,19 @@ def panel(
     """
     colours = voc_palette() if palette is None else palette
     tiles = _Tiles(image, classes, colours, side, min_score)
+    by_object = any(view.masks is not None for view in views)
     rows = []
     if any(view.boxes is not None for view in views):
-        rows.append([tiles.boxes(view) for view in views])
+        shades = tiles.shades(views) if by_object else [None] * len(views)
+        rows.append([tiles.boxes(view, own) for view, own in zip(views, shades)])
     if any(view.sem_seg is not None for view in views):
         rows.append([tiles.mask(view) for view in views])
-    first, legend = tiles.captioned(tiles.image, title), tiles.legend(views)
+    first, legend = tiles.captioned(tiles.image, title), tiles.legend(views, boxes=not by_object)
     if len(rows) == 2:
         rows[0].insert(0, first)
         rows[1].insert(0, legend)
+    elif by_object:  # colours say nothing of classes
+        rows[0].insert(0, first)
     else:
         rows = [[first, *(rows[0] if rows else []), legend]]
     return stack_tiles(rows)
@@ -114,19 +124,45 @@ class _Tiles:
         self.image = cv2.resize(image, self.size, interpolation=smooth)
         self.classes, self.palette, self.min_score = classes, palette, min_score
 
-    def boxes(self, view: View) -> np.ndarray:
+    def shades(self, views: Sequence[View]) -> list[np.ndarray | None]:
+        """(n, 3) uint8 RGB colours of the n boxes drawn of each view that has boxes, equal for equal objects."""
+        shades: list[np.ndarray | None] = []
+        first = None
+        for view in views:
+            if view.boxes is None or view.labels is None:
+                shades.append(None)
+                continue
+            chosen = self._choose(view)[0]
+            own = view.boxes[chosen], view.labels[chosen]
+            first = first or own
+            places = match_boxes(*own, *first)
+            new = places < 0
+            places[new] = len(first[1]) + np.arange(new.sum())
+            shades.append(object_colours(len(first[1]) + len(places))[places])
+        return shades
+
+    def boxes(self, view: View, shades: np.ndarray | None = None) -> np.ndarray:
+        """The view's boxes and their masks; ``shades``: colours of those drawn, by default their classes'."""
         if view.boxes is None or view.labels is None:
             return self._plain(f"{view.name}: no boxes", "no boxes")
         chosen, caption = self._choose(view)
+        picture = self.image
+        if view.masks is not None and shades is not None:
+            picture = draw_masks(picture, [self._enlarged(mask) for mask in view.masks[chosen]], shades)
         picture = draw_boxes(
-            self.image,
+            picture,
             view.boxes[chosen] * self.scale,
             view.labels[chosen],
             self.classes,
             None if view.scores is None else view.scores[chosen],
             self.palette,
+            shades,
         )
         return self.captioned(picture, caption)
+
+    def _enlarged(self, mask: np.ndarray) -> np.ndarray:
+        """An object's (H, W) bool mask at the tile's size; smooth, as the image under it is."""
+        return cv2.resize(mask.astype(np.float32), self.size, interpolation=cv2.INTER_LINEAR) > 0.5
 
     def _choose(self, view: View) -> tuple[np.ndarray, str]:
         """Indices of the boxes to draw, and the caption that says which they are."""
@@ -151,11 +187,11 @@ class _Tiles:
         mask = cv2.resize(view.sem_seg, self.size, interpolation=cv2.INTER_NEAREST)
         return self.captioned(blend_mask(self.image, mask, self.palette), f"{view.name}: mask")
 
-    def legend(self, views: Sequence[View]) -> np.ndarray:
-        """Name and colour of every class that some view shows."""
+    def legend(self, views: Sequence[View], boxes: bool = True) -> np.ndarray:
+        """Name and colour of every class that some view shows, in a mask or (``boxes``) in the colour of a box."""
         present: set[int] = set()
         for view in views:
-            if view.labels is not None:
+            if boxes and view.labels is not None:
                 present |= {int(label) + 1 for label in view.labels[self._choose(view)[0]]}
             if view.sem_seg is not None:
                 present |= {int(k) for k in np.unique(view.sem_seg)}

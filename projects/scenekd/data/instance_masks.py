@@ -14,10 +14,12 @@ import numpy as np
 
 from ..errors import BadRecordError
 from ..sample import IGNORE_INDEX
+from ..teachers.runs import decode_runs, runs_from_text
 from .images import read_sem_seg
 from .scenes_files import tight_box
 from .soft import nearest_cells, thin_out
 
+MAX_CORNER = 1e5  # pixels; pycocotools walks along a polygon's edges, however long they are
 MIN_IOU = 0.5  # a box and an object's bounding box are the same thing from here on
 
 
@@ -129,19 +131,46 @@ class Outlines:
 def decode_outline(outline: Any, size: tuple[int, int], file_name: str) -> np.ndarray:
     """(H, W) bool from one object's polygons or run lengths, in COCO's form.
 
+    Args:
+        file_name: named in the error: where the outline stands.
+
     Raises:
         BadRecordError: it is broken, or of another size.
     """
-    from pycocotools import mask as coco_masks
-
     try:
         if isinstance(outline, list):
-            outline = coco_masks.merge(coco_masks.frPyObjects(outline, *size))
-        elif isinstance(outline["counts"], list):
-            outline = coco_masks.frPyObjects(outline, *size)
-        inside = coco_masks.decode(outline).astype(bool)
-    except (TypeError, ValueError, KeyError) as error:
-        raise BadRecordError(f"{file_name}: broken object outline ({error}); mend the json") from None
-    if inside.shape != tuple(size):
-        raise BadRecordError(f"{file_name}: an outline of another size than the image; mend the json")
-    return inside
+            return _fill_polygons(outline, size)
+        counts, stated = outline["counts"], tuple(outline["size"])
+        if stated != tuple(size):
+            raise BadRecordError(
+                f"{file_name}: an outline of another size than the image, {stated} instead of {tuple(size)} "
+                "(height, width); mend the json"
+            )
+        return decode_runs(
+            _whole_numbers(counts) if isinstance(counts, list) else runs_from_text(counts), size
+        )
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise BadRecordError(f"{file_name}: broken object outline ({what}); mend the json") from None
+
+
+def _whole_numbers(counts: list[Any]) -> np.ndarray:
+    if not all(type(count) is int for count in counts):
+        raise ValueError("run lengths must be whole numbers")
+    return np.asarray(counts, np.int64)
+
+
+def _fill_polygons(polygons: list[Any], size: tuple[int, int]) -> np.ndarray:
+    """The union of polygons [x1, y1, x2, y2, …]; those of fewer than three corners enclose nothing."""
+    from pycocotools import mask as coco_masks
+
+    corners = [np.asarray(polygon, np.float64) for polygon in polygons]
+    if any(flat.ndim != 1 or len(flat) % 2 for flat in corners):
+        raise ValueError("a polygon must be a list of x, y, x, y, …")
+    if any((~np.isfinite(flat) | (abs(flat) > MAX_CORNER)).any() for flat in corners):
+        raise ValueError(f"a corner is not finite, or over {MAX_CORNER:g} pixels away")
+    corners = [flat for flat in corners if len(flat) >= 6]
+    if not corners:
+        raise ValueError("no polygon of three corners or more")
+    runs = coco_masks.frPyObjects([flat.tolist() for flat in corners], *size)
+    return coco_masks.decode(coco_masks.merge(runs)).astype(bool)

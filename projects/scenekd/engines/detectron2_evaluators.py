@@ -69,6 +69,7 @@ class PanelEvaluator(DatasetEvaluator):
                 found = output["instances"].to("cpu")
                 view.boxes, view.labels = found.pred_boxes.tensor.numpy(), found.pred_classes.numpy()
                 view.scores = found.scores.numpy()
+                view.masks = found.pred_masks.numpy() if found.has("pred_masks") else None
             self.panels.write(item["file_name"], view)
 
     def evaluate(self) -> None:

@@ -135,6 +135,7 @@ class _Panels(Hook):
                 view.boxes, view.labels, view.scores = (
                     found[name].float().cpu().numpy() for name in ("bboxes", "labels", "scores")
                 )
+                view.masks = found.masks.cpu().numpy() if "masks" in found else None
             self.panels.write(sample.img_path, view)
 
     after_val_iter = after_test_iter
