@@ -19,7 +19,7 @@ from scenekd.errors import UserError
 from scenekd.models import build_model
 from scenekd.recorder import read_metrics
 from scenekd.sample import SourceWeights
-from scenekd.teachers.build import open_store
+from scenekd.teachers.build import build_teacher, open_store
 from scenekd.teachers.cache import CacheStore
 from scenekd.teachers.caching import cache_teacher
 from scenekd.teachers.scenekd_teacher import SceneKDTeacher
@@ -193,8 +193,16 @@ def test_a_checkpoint_of_ours_teaches_masks(tiny_config, teacher_file):
 
 def test_folders_hold_no_masks(tiny_config, tmp_path):
     cfg = tiny_config("x", "TEACHER.INSTANCE_SEGMENTATION.TYPE", "folder")
-    with pytest.raises(UserError, match="holds no masks of objects; choose torchvision or scenekd"):
+    with pytest.raises(UserError, match="holds no masks of objects; choose torchvision, scenekd or detect"):
         open_store(cfg, "instance_segmentation")
+
+
+def test_mmsegmentation_teaches_no_masks(tiny_config):
+    cfg = tiny_config(
+        "x", "TEACHER.INSTANCE_SEGMENTATION", "mmseg://fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512"
+    )
+    with pytest.raises(UserError, match="TEACHER.INSTANCE_SEGMENTATION: MMSegmentation has no instance segm"):
+        build_teacher(cfg, "instance_segmentation")
 
 
 def test_torchvisions_mask_rcnn_teaches_masks():

@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from conftest import ENGINES
 
+from scenekd.data.catalog import load_datasets
 from scenekd.data.images import read_image
 from scenekd.errors import UserError
-from scenekd.teachers.build import build_teacher, teacher_class_map
+from scenekd.teachers.build import build_teacher, open_store, teacher_class_map
+from scenekd.teachers.caching import cache_teacher
 from scenekd.teachers.dense import without_padding
 from scenekd.teachers.protocol import Teacher
 
@@ -151,6 +153,48 @@ def test_masks_of_the_default_predictor_carry_their_scores(tmp_path, images, tea
     np.testing.assert_allclose(soft.values, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["mask_rgb", "panoptic"])
+def test_masks_of_objects_are_those_of_the_default_predictor(kind, tmp_path, images, teacher_of):
+    """Boxes and masks in one order; all images at once, of two sizes, change nothing."""
+    config, weights = make(tmp_path, kind, **({"side": 120} if kind == "panoptic" else {}))
+    teacher, _ = teacher_of("instance_segmentation", config, weights)
+    assert teacher.tasks == ("instance_segmentation",) and teacher.info()["form"] == ""
+    predictor = default_predictor(config, weights, teacher)
+    for image, output in zip(images, teacher.predict(images)):
+        want = predictor(image[:, :, ::-1])["instances"]
+        assert len(want) > 3 and 0 < want.pred_masks.float().mean() < 1
+        np.testing.assert_allclose(output.boxes, want.pred_boxes.tensor.numpy(), atol=1e-3)
+        np.testing.assert_array_equal(output.labels, want.pred_classes.numpy())
+        assert output.masks.shape == (len(want), *image.shape[:2])
+        # a pixel whose probability is ½ to the last bits may fall on either side in a batch
+        assert (output.masks != want.pred_masks.numpy()).mean() < 1e-5
+    single = teacher.predict(images[:1])[0]
+    want = predictor(images[0][:, :, ::-1])["instances"]
+    np.testing.assert_array_equal(single.masks, want.pred_masks.numpy())
+
+
+def test_masks_of_objects_are_cached(tmp_path, teacher_of):
+    """In our classes and without loss; another task's request is refused."""
+    config, weights = make(tmp_path, "mask_rgb", side=64)
+    key = "TEACHER.INSTANCE_SEGMENTATION"
+    teacher, cfg = teacher_of("instance_segmentation", config, weights, f"{key}.ALLOW_UNMAPPED", "True")
+    cfg.defrost()
+    cfg.DATASETS.MAX_IMAGES = 2
+    assert cache_teacher(cfg, "instance_segmentation").asked == 2
+    records = load_datasets(cfg.DATASETS.TRAIN, cfg, train=True).records
+    store = open_store(cfg, "instance_segmentation", records)
+    class_map = teacher_class_map(cfg, "instance_segmentation", teacher.classes)
+    kept = 0
+    for record in records:
+        found = store.get_instances(record.image_id)
+        want = class_map.instances(teacher.predict([read_image(record)])[0].instances)
+        np.testing.assert_array_equal(found.boxes, want.boxes)
+        np.testing.assert_array_equal(found.labels, want.labels)
+        np.testing.assert_array_equal(found.masks(), want.masks())
+        kept += len(want.boxes)
+    assert kept > 0
+
+
 def test_semantic_head_at_the_image_s_size_is_the_default_predictor_s(tmp_path, images, teacher_of):
     """The first plane is an added background that no pixel reaches."""
     config, weights = make(tmp_path, "panoptic", side=120)
@@ -272,6 +316,8 @@ def test_names_of_the_zoo(tiny_config, monkeypatch):
         build("detectron2://COCO-Detection/rpn_R_50_FPN_1x?weights=random")
     with pytest.raises(UserError, match="has no masks"):
         build("detectron2://COCO-Detection/retinanet_R_50_FPN_1x?weights=random", task="segmentation")
+    with pytest.raises(UserError, match="TEACHER.INSTANCE_SEGMENTATION: .*has no masks of objects"):
+        build("detectron2://COCO-Detection/faster_rcnn_R_50_FPN_1x", task="instance_segmentation")
     from detectron2.utils.file_io import PathManager
 
     def offline(path, *args, **kwargs):

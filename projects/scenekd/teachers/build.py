@@ -28,6 +28,8 @@ from .sparse import SparseStore
 __all__ = ["build_manifest", "build_teacher", "check_teacher_overlap", "open_store", "teacher_class_map"]
 
 
+_WITH_MASKS = "torchvision, scenekd or detectron2"  # kinds that know masks of objects
+
 logger = logging.getLogger(__name__)
 
 
@@ -71,6 +73,10 @@ def _network(cfg: Any, node: Any, task: str, options: dict[str, Any], limits: di
         options |= {"task": task, "head": dense.HEAD, "grid": dense.GRID, **limits}
         return Detectron2Teacher(node.NAME, node.WEIGHTS, **options)
     if node.TYPE == "mmseg":
+        if task == "instance_segmentation":
+            raise UserError(
+                f"TEACHER.<TASK>: MMSegmentation has no instance segmentation; choose {_WITH_MASKS}"
+            )
         from .zoo_mmseg import MMSegTeacher
 
         return MMSegTeacher(node.NAME, node.WEIGHTS, grid=dense.GRID, seed=cfg.SEED, **options)
@@ -149,9 +155,7 @@ def _open_saved(cfg: Any, task: str, records: Iterable[Record]) -> TeacherStore:
     node, key = teacher_node(cfg, task), f"TEACHER.{task.upper()}"
     if node.TYPE in FOLDERS:
         if task == "instance_segmentation":
-            raise UserError(
-                f"{key}.TYPE: {node.TYPE} holds no masks of objects; choose {' or '.join(NETWORKS)}"
-            )
+            raise UserError(f"{key}.TYPE: {node.TYPE} holds no masks of objects; choose {_WITH_MASKS}")
         class_map = teacher_class_map(cfg, task, node.CLASSES or our_classes(cfg))
         name = node.NAME or Path(node.WEIGHTS).name
         info = TeacherInfo(node.TYPE, name, trained_on=tuple(node.TRAINED_ON))

@@ -14,15 +14,16 @@ NO_LIMIT = 1 << 20  # boxes: more than any network proposes
 
 
 def choose_head(cfg: Any, task: str, head: str, name: str) -> str:
-    """``boxes``, ``masks`` or ``sem_seg``; a UserError where the network lacks it."""
+    """``boxes``, ``masks`` (dense scores made of them), ``sem_seg`` or ``instances`` (boxes with their masks); a
+    UserError where the network lacks it."""
     architecture = cfg.MODEL.META_ARCHITECTURE
     semantic = architecture in ("PanopticFPN", "SemanticSegmentor")
     instances = architecture not in ("SemanticSegmentor", "ProposalNetwork") and not cfg.MODEL.LOAD_PROPOSALS
     masks = instances and bool(cfg.MODEL.MASK_ON)
     if head not in HEADS:
         raise UserError(f"TEACHER.SEGMENTATION.HEAD: {head!r} is none of {', '.join(HEADS)}")
-    if task == "detection":
-        chosen, has = "boxes", instances
+    if task != "segmentation":
+        chosen, has = ("boxes", instances) if task == "detection" else ("instances", masks)
     else:
         chosen = ("sem_seg" if semantic else "masks") if head == "auto" else head
         has = {"sem_seg": semantic, "masks": masks}[chosen]
@@ -30,6 +31,7 @@ def choose_head(cfg: Any, task: str, head: str, name: str) -> str:
         what = {
             "boxes": "finds no classes of boxes",
             "masks": "has no masks",
+            "instances": "has no masks of objects",
             "sem_seg": "has no semantic head",
         }
         raise UserError(

@@ -36,7 +36,7 @@ class Detectron2Teacher(NetworkTeacher):
     Args:
         name: a config of the model zoo, such as ``COCO-Detection/faster_rcnn_R_101_FPN_3x``, or a .yaml file.
         weights: "" for the zoo's own, a .pkl or .pth file, or "random" (seeded).
-        task: detection, or segmentation.
+        task: detection, segmentation, or instance_segmentation, whose boxes come with their masks.
         classes: of the task, where the config's data set does not tell them; of a semantic head with
             "background" at its place, if it has one.
         head: the source of dense outputs: ``sem_seg``, the semantic head's logits; ``masks``, the instances'
@@ -111,11 +111,13 @@ class Detectron2Teacher(NetworkTeacher):
     def _instances(self, found: Any) -> TeacherOutput:
         boxes, scores = to_array(found.pred_boxes.tensor), to_array(found.scores)
         labels = found.pred_classes.cpu().numpy()
-        if self.head != "masks":
+        if self.head == "boxes":
             rows = None if self._vectors is None else self._vectors.rows(found.pred_classes, found.scores)
             vectors = None if rows is None else to_array(rows)  # detectron2's background is last, too
             return TeacherOutput(boxes, labels, scores, class_probabilities=vectors)
         masks = found.pred_masks.cpu().numpy()
+        if self.head == "instances":
+            return TeacherOutput(boxes, labels, scores, masks=masks)
         return TeacherOutput(segmentation=masks_to_scores(masks, labels, scores, len(self.classes)))
 
     def _logits(self, batch: list[dict[str, Any]]) -> tuple[Tensor, list[dict[str, Any]]]:
