@@ -1,4 +1,5 @@
-"""The shipped configurations of detectron2's own models, trained and evaluated on real images through the tools."""
+"""The shipped configurations of detectron2's own models, trained and evaluated through the tools: on real images, and
+on drawn scenes where masks of objects are needed."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from teacher_folders import save_boxes, save_masks
+from test_datasets_engines import CLASSES
 from tool_runner import ToolRunner
 
 from scenekd import checkpoint
@@ -25,6 +27,8 @@ SMALL = {
     "MODEL.FPN.OUT_CHANNELS": 16,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
     "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 16,
     "MODEL.RETINANET.NUM_CONVS": 1,
     "MODEL.PIXEL_STD": [57.0, 57.0, 57.0],
     "DATASETS.TRAIN": ("voc_seg_train",),
@@ -72,8 +76,34 @@ def teachers(test_data, tmp_path_factory):
 def test_config_trains_and_evaluates(name, teachers, tmp_path, monkeypatch):
     """Three steps of every loss; tools/test.py finds the same numbers from the checkpoint."""
     architecture, losses, tasks = RUNS[name]
-    file, out = CONFIGS / f"{'panoptic_fpn_kd_voc' if architecture else name}.yaml", tmp_path / "out"
+    file = CONFIGS / f"{'panoptic_fpn_kd_voc' if architecture else name}.yaml"
     options = {**SMALL, **teachers} | ({"MODEL.META_ARCHITECTURE": architecture} if architecture else {})
+    train_and_test(file, options, losses, tasks, tmp_path, monkeypatch)
+
+
+def test_mask_rcnn_trains_and_evaluates(scenes, tmp_path, monkeypatch):
+    """Of twelve images six keep their boxes, and of these some their masks; the others have a teacher's boxes alone."""
+    data = load_dataset("voc_seg_train", root=str(scenes), classes=CLASSES)
+    options = SMALL | {
+        "DATASETS.ROOT": scenes,
+        "DATASETS.CLASSES": CLASSES,
+        "DATASETS.MAX_IMAGES": 0,
+        "DATASETS.KEEP_INSTANCE_MASKS": 0.7,
+        "TEACHER.DETECTION.WEIGHTS": save_boxes(tmp_path / "boxes", data, data.records, 0.8),
+        "MODEL.ROI_HEADS.NUM_CLASSES": len(CLASSES),
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.0,
+        "SOLVER.IMS_PER_BATCH": 12,
+    }
+    losses, tasks = RUNS["faster_rcnn_kd_voc"][1] | {"loss_mask"}, {"bbox", "segm"}
+    file, panels = CONFIGS / "mask_rcnn_kd_voc.yaml", tmp_path / "panels"
+    line = train_and_test(file, options, losses, tasks, tmp_path, monkeypatch, "--show-dir", panels)
+    assert line["loss_mask"] > 0.1 and line["mask_rcnn/accuracy"] > 0
+    assert len(list(panels.glob("*.png"))) == 6
+
+
+def train_and_test(file, options, losses, tasks, folder, monkeypatch, *arguments):
+    """Train and evaluate, with ``arguments`` of tools/test.py; returns the last line of losses."""
+    out = folder / "out"
     words = [str(part) for pair in options.items() for part in pair]
     assert ToolRunner("train_net", monkeypatch)("--config-file", file, "--output-dir", out, *words) == 0
     lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
@@ -81,13 +111,15 @@ def test_config_trains_and_evaluates(name, teachers, tmp_path, monkeypatch):
     assert {key for key in line if key.startswith("loss_")} >= losses
     assert all(0 <= line[key] < 100 for key in losses) and line["total_loss"] > 0
     trained = json.loads((out / "results.json").read_text())
-    assert trained.keys() & {"bbox", "sem_seg"} == tasks
+    assert trained.keys() & {"bbox", "segm", "sem_seg"} == tasks
     assert {"model", "state_dict", "format"} <= checkpoint.read(out / "model_final.pth").keys()
-    again = tmp_path / "again.json"
-    assert ToolRunner("test", monkeypatch)(file, out / "model_final.pth", "--out", again, *words) == 0
+    again = folder / "again.json"
+    arguments = (file, out / "model_final.pth", "--out", again, *arguments)
+    assert ToolRunner("test", monkeypatch)(*arguments, *words) == 0
     scores = json.loads(again.read_text())
     if "sem_seg" in tasks:
         assert 0 < trained["sem_seg"]["mIoU"] <= 100
         assert scores["sem_seg"]["mIoU"] == pytest.approx(trained["sem_seg"]["mIoU"], abs=1e-4)
-    if "bbox" in tasks:
-        assert scores["bbox"]["AP50"] == pytest.approx(trained["bbox"]["AP50"], abs=1e-4, nan_ok=True)
+    for task in tasks - {"sem_seg"}:
+        assert scores[task]["AP50"] == pytest.approx(trained[task]["AP50"], abs=1e-4, nan_ok=True)
+    return line

@@ -20,12 +20,14 @@ from ..config import add_scenekd_config, import_systems
 from ..errors import UserError
 from .detectron2_data import SceneKDDatasetMapper, check_format, register_datasets, with_classes
 from .detectron2_detectors import SceneKDFastRCNNOutputLayers, SceneKDRetinaNet, SceneKDROIHeads, SceneKDRPN
+from .detectron2_masks import SceneKDMaskRCNNHead
 from .detectron2_model import SceneKDMetaArch
 from .detectron2_semantic import SceneKDPanopticFPN, SceneKDSemanticSegmentor, SceneKDSemSegFPNHead
 
 __all__ = [
     "SceneKDDatasetMapper",
     "SceneKDFastRCNNOutputLayers",
+    "SceneKDMaskRCNNHead",
     "SceneKDPanopticFPN",
     "SceneKDROIHeads",
     "SceneKDRPN",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data import transforms as T
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from ..sample import IGNORE_INDEX, Target
 from ..sampling import draw_rng
 from ..teachers.build import check_teacher_overlap, open_store
 from .datasets import register_in_detectron2
+from .detectron2_masks import SceneKDMaskRCNNHead, add_masks
 from .detectron2_matching import instances_of
 from .detectron2_transforms import SceneKDAugmentation
 
@@ -79,7 +81,8 @@ class SceneKDDatasetMapper:
     detectron2's, of ``cfg.INPUT``, and its conventions:
 
     - image: (3, h, w) uint8, in INPUT.FORMAT.
-    - instances: boxes of ground truth and teacher, see :func:`.detectron2_matching.instances_of`.
+    - instances: boxes of ground truth and teacher, see :func:`.detectron2_matching.instances_of`; with MODEL.MASK_ON
+      their masks, see :func:`.detectron2_masks.add_masks`.
     - sem_seg: (h, w) int64, everywhere void (SEM_SEG_HEAD.IGNORE_VALUE) where the image has no mask that counts.
     - soft_sem_seg: (K, h, w) float32 and soft_sem_seg_valid: (h, w) bool, the pixels that count by
       ``DISTILL.SEGMENTATION.VOID``, of images that learn from a teacher.
@@ -93,8 +96,9 @@ class SceneKDDatasetMapper:
         augmentations: of detectron2, instead of the above; before a network of SceneKD's, a resize to S × S follows.
 
     Raises:
-        UserError: FILTER_EMPTY_ANNOTATIONS is on; a policy per_batch, which needs SceneKD's own loader; instance masks,
-            keypoints or proposals are asked for; and what :func:`scenekd.data.catalog.load_datasets` raises.
+        UserError: FILTER_EMPTY_ANNOTATIONS is on; a policy per_batch, which needs SceneKD's own loader; keypoints or
+            proposals are asked for, or masks for a head that needs one for every box; and what
+            :func:`scenekd.data.catalog.load_datasets` raises.
     """
 
     def __init__(
@@ -128,6 +132,7 @@ class SceneKDDatasetMapper:
             options["transforms"] = SceneKDAugmentation(augmentations, cfg.INPUT.FORMAT)
         if not self.own:
             _check_theirs(cfg, is_train)
+            options["instance_masks"] = is_train and cfg.MODEL.MASK_ON
             options.setdefault("transforms", SceneKDAugmentation.from_config(cfg, is_train))
         self.image_format, self.ignore_value = cfg.INPUT.FORMAT, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         self.void = cfg.DISTILL.SEGMENTATION.VOID
@@ -158,7 +163,7 @@ class SceneKDDatasetMapper:
         if target.sem_seg is not None and target.weights.segmentation_gt > 0:
             mask = target.sem_seg
         labels = {
-            "instances": instances_of(target, (height, width)),
+            "instances": add_masks(instances_of(target, (height, width)), target),
             "sem_seg": mask.masked_fill(mask == IGNORE_INDEX, self.ignore_value),
             "has_boxes": target.has_boxes,
             "has_sem_seg": target.has_sem_seg,
@@ -199,12 +204,23 @@ def check_format(cfg: CfgNode) -> None:
 
 def _check_theirs(cfg: CfgNode, train: bool) -> None:
     check_format(cfg)
-    for key in ("MASK_ON", "KEYPOINT_ON", "LOAD_PROPOSALS"):
+    for key in ("KEYPOINT_ON", "LOAD_PROPOSALS"):
         if train and cfg.MODEL[key]:
             raise UserError(
-                f"MODEL.{key}: SceneKDDatasetMapper gives boxes and dense masks alone; set it to False, or take "
+                f"MODEL.{key}: SceneKDDatasetMapper gives boxes and masks alone; set it to False, or take "
                 "detectron2's DatasetMapper"
             )
+    head = cfg.MODEL.ROI_MASK_HEAD.NAME
+    if train and cfg.MODEL.MASK_ON and not issubclass(_mask_head(head), SceneKDMaskRCNNHead):
+        raise UserError(
+            f"MODEL.MASK_ON: {head} would take boxes without a mask for empty objects; set MODEL.ROI_MASK_HEAD.NAME to "
+            "SceneKDMaskRCNNHead, or to a class derived from it"
+        )
+
+
+def _mask_head(name: str) -> type:
+    found = ROI_MASK_HEAD_REGISTRY.get(name) if name in ROI_MASK_HEAD_REGISTRY else None
+    return found if isinstance(found, type) else object
 
 
 def _own_networks() -> set[str]:

@@ -161,4 +161,6 @@ def _tasks(model: nn.Module) -> tuple[str, ...]:
     if isinstance(model, BareKeys):
         return tuple(METRIC_OF[task] for task in getattr(model.net, "tasks", METRIC_OF))
     dense = ("sem_seg",) if hasattr(model, "sem_seg_head") else ()
-    return ("bbox", *dense) if isinstance(model, (GeneralizedRCNN, DenseDetector)) or not dense else dense
+    masks = ("segm",) if getattr(getattr(model, "roi_heads", None), "mask_on", False) else ()
+    detects = isinstance(model, (GeneralizedRCNN, DenseDetector)) or not dense
+    return ("bbox", *masks, *dense) if detects else dense
