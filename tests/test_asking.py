@@ -13,9 +13,10 @@ from scenekd import checkpoint
 from scenekd.engines.session import train_once
 from scenekd.models import build_model
 from scenekd.teachers import asking
-from scenekd.teachers.asking import build_teachers
+from scenekd.teachers.asking import build_networks
 from scenekd.teachers.cache import CacheStore
 from scenekd.teachers.caching import cache_teacher, cache_teachers
+from scenekd.teachers.more import asked_teachers
 from scenekd.teachers.options import cache_folder
 from scenekd.teachers.scenekd_teacher import SceneKDTeacher
 
@@ -66,9 +67,9 @@ def test_one_pass_reads_each_image_once_and_asks_one_network_once(job, monkeypat
 
 
 def test_two_networks_where_the_nodes_differ(job):
-    same = build_teachers(job("a"), TASKS)
-    other = build_teachers(job("a", "TEACHER.DETECTION.MAX_BOXES", 5), TASKS)
-    assert same["detection"] is same["segmentation"] and other["detection"] is not other["segmentation"]
+    same = build_networks(asked_teachers(job("a"), TASKS))
+    other = build_networks(asked_teachers(job("a", "TEACHER.DETECTION.MAX_BOXES", 5), TASKS))
+    assert same[0] is same[1] and other[0] is not other[1]
 
 
 def test_batches_change_nothing_beyond_rounding(job):

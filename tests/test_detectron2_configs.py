@@ -13,9 +13,14 @@ from tool_runner import ToolRunner
 
 from scenekd import checkpoint
 from scenekd.data.catalog import load_dataset
+from scenekd.engines.native import NativeRun, native_framework
+from scenekd.errors import UserError
+from scenekd.teachers.more import each_teacher
 
 pytest.importorskip("detectron2")
 pytestmark = pytest.mark.detectron2
+
+from scenekd.engines.detectron2_native import load_native  # noqa: E402 - needs detectron2
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "detectron2"
 SMALL = {
@@ -123,3 +128,45 @@ def train_and_test(file, options, losses, tasks, folder, monkeypatch, *arguments
     for task in tasks - {"sem_seg"}:
         assert scores[task]["AP50"] == pytest.approx(trained[task]["AP50"], abs=1e-4, nan_ok=True)
     return line
+
+
+def test_a_teacher_by_its_uri(tmp_path):
+    """In the file, over a node of its base, and on the command line; detectron2's own URIs stay what they are."""
+    file, base = tmp_path / "uri.yaml", CONFIGS / "retinanet_kd_voc.yaml"
+    file.write_text(f"""_BASE_: "{base}"
+TEACHER:
+  DETECTION: "detectron2://COCO-Detection/retinanet_R_50_FPN_1x"
+  SEGMENTATION: {{CACHE: "c"}}
+""")
+    assert native_framework(file) == "detectron2"
+    cfg = load_native(NativeRun(str(file)))
+    node = cfg.TEACHER.DETECTION
+    assert (node.TYPE, node.NAME, node.WEIGHTS) == (
+        "detectron2",
+        "COCO-Detection/retinanet_R_50_FPN_1x",
+        "",
+    )
+    assert cfg.TEACHER.SEGMENTATION.WEIGHTS.endswith("TeacherSegmentation")
+    assert cfg.TEACHER.SEGMENTATION.CACHE == "c" and cfg.MODEL.WEIGHTS.startswith("detectron2://")
+    more = "('torchvision://ssd300_vgg16?weights=random',)"
+    pairs = ("TEACHER.DETECTION.WEIGHTS", "w.pkl", "TEACHER.DETECTION", "detectron2://x.yaml")
+    cfg = load_native(NativeRun(str(file), (*pairs, "TEACHER.DETECTION.MORE", more, "SOLVER.BASE_LR", "1")))
+    node = cfg.TEACHER.DETECTION
+    assert (node.NAME, node.WEIGHTS, cfg.SOLVER.BASE_LR) == ("x.yaml", "w.pkl", 1.0)
+    assert each_teacher(cfg, "detection")[1].node.NAME == "ssd300_vgg16"
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs", "message"),
+    [
+        ("TEACHER: {DETECTION: 'detectron://x'}", (), "uri.yaml: TEACHER.DETECTION: unknown scheme"),
+        ("", ("TEACHER.DETECTION", "detectron://x"), "TEACHER.DETECTION: unknown scheme in 'detectron://x'"),
+        ("", ("TEACHER.DEPTH", "mmseg://x"), "command line: Non-existent config key: TEACHER.DEPTH"),
+        ("TEACHER: {DEPTH: 'mmseg://x'}", (), "uri.yaml: Non-existent config key: TEACHER.DEPTH"),
+    ],
+)
+def test_teachers_that_are_none(text, pairs, message, tmp_path):
+    file = tmp_path / "uri.yaml"
+    file.write_text(f'_BASE_: "{CONFIGS / "retinanet_kd_voc.yaml"}"\n{text}\n')
+    with pytest.raises(UserError, match=message):
+        load_native(NativeRun(str(file), pairs))

@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
 from scenekd.command_line import config_overrides, config_parser
 from scenekd.config import load_config
 from scenekd.data.catalog import load_datasets
+from scenekd.data.records import Record
 from scenekd.errors import UserError, run_cli
-from scenekd.teachers.build import open_store
+from scenekd.teachers.build import open_saved
 from scenekd.teachers.cache import CacheStore, verify
 from scenekd.teachers.caching import cache_teachers
-from scenekd.teachers.options import KINDS, NETWORKS, cache_folder, teacher_node
+from scenekd.teachers.more import each_teacher
+from scenekd.teachers.options import FOLDERS, KINDS, NETWORKS, cache_folder
 from scenekd.teachers.protocol import TASKS
 from scenekd.teachers.score import score_table, score_teacher, write_scores
 
@@ -40,7 +42,7 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config_file, config_overrides(args))
     kinds = KINDS if args.score else NETWORKS
-    tasks = [args.task] if args.task != "both" else [t for t in TASKS if teacher_node(cfg, t).TYPE in kinds]
+    tasks = [args.task] if args.task != "both" else [t for t in TASKS if has_kind(cfg, t, kinds)]
     if not tasks:
         raise UserError(
             f"{args.config_file}: no teacher to ask; set TEACHER.DETECTION.TYPE or "
@@ -50,11 +52,16 @@ def main() -> None:
         for task in tasks:
             check(cfg, task)
         return
-    asked = [task for task in tasks if teacher_node(cfg, task).TYPE in NETWORKS or not args.score]
+    asked = [task for task in tasks if has_kind(cfg, task, NETWORKS) or not args.score]
     if asked:
         fill(cfg, asked, args)
     if args.score:
         score(cfg, tasks)
+
+
+def has_kind(cfg: Any, task: str, kinds: Sequence[str]) -> bool:
+    """Whether one of the teachers of a task is of these kinds."""
+    return any(one.node.TYPE in kinds for one in each_teacher(cfg, task))
 
 
 def fill(cfg: Any, tasks: Sequence[str], args: argparse.Namespace) -> None:
@@ -73,25 +80,43 @@ def fill(cfg: Any, tasks: Sequence[str], args: argparse.Namespace) -> None:
 
 
 def score(cfg: Any, tasks: Sequence[str]) -> None:
-    """Score the teachers on the labelled training images; a table, and a file in each cache."""
-    data = load_datasets(cfg.DATASETS.TRAIN, cfg, train=True)
-    scores = {task: score_teacher(cfg, task, data) for task in tasks}
-    for task, found in scores.items():
-        write_scores(cache_folder(cfg, task), {task: found})
-    print(score_table(scores))
+    """Score the teachers on the labelled training images; a table, and a file in each task's cache.
+
+    Of several detection teachers the score of all together is kept, from which a run learns; the table shows each
+    alone, too.
+    """
+    data, rows = load_datasets(cfg.DATASETS.TRAIN, cfg, train=True), {}
+    for task in tasks:
+        rows[task] = score_teacher(cfg, task, data)
+        write_scores(cache_folder(cfg, task), {task: rows[task]})
+        teachers = each_teacher(cfg, task)
+        for one in teachers if len(teachers) > 1 else ():
+            with one.naming():
+                store = open_saved(one.cfg, task, data.records)
+                rows[one.key] = score_teacher(one.cfg, task, data, store=store)
+    print(score_table(rows))
 
 
 def check(cfg: Any, task: str) -> None:
-    """Verify the cache of one task against its checksums and the training images."""
-    store = open_store(cfg, task, merge=False)
-    if not isinstance(store, CacheStore):
-        raise UserError(f"TEACHER.{task.upper()}: a folder of saved outputs carries no checksums")
-    problems = verify(store, load_datasets(cfg.DATASETS.TRAIN, cfg, train=False).records)
+    """Verify the caches of one task against their checksums and the training images."""
+    teachers = each_teacher(cfg, task)
+    caches = [one for one in teachers if one.node.TYPE not in FOLDERS]
+    if not caches:
+        raise UserError(f"{teachers[0].key}: a folder of saved outputs carries no checksums")
+    records = load_datasets(cfg.DATASETS.TRAIN, cfg, train=False).records
+    for one in caches:
+        with one.naming():
+            check_cache(cast(CacheStore, open_saved(one.cfg, task)), records)
+
+
+def check_cache(store: CacheStore, records: Sequence[Record]) -> None:
+    """Verify one cache."""
+    problems = verify(store, records)
     for line in problems:
         print(line)
     if problems:
         raise UserError(f"{store.folder}: {len(problems)} problems; run again with --resume to mend them")
-    print(f"{task}: {len(store)} records of {store.info['name']} in {store.folder} are whole")
+    print(f"{store.manifest.task}: {len(store)} records of {store.info['name']} in {store.folder} are whole")
 
 
 if __name__ == "__main__":

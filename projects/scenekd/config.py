@@ -220,10 +220,12 @@ def _value_at(cfg: CN, key: str) -> Any:
 
 
 def _fit(value: Any, default: Any, key: str = "") -> Any:
-    """``value`` as yacs takes it: a whole number is a float where one is due, a teacher's URI fills its node, and
-    "no value" is refused."""
+    """``value`` as yacs takes it: a whole number is a float where one is due, a teacher's URI fills its node and is
+    one of a list, and "no value" is refused."""
     if isinstance(value, str) and isinstance(default, CN) and "TYPE" in default:
         return node_from_uri(value, key)
+    if is_uri(value) and isinstance(default, tuple):
+        return (value,)
     if isinstance(value, dict) and isinstance(default, CN):
         return {str(k): _fit(v, default.get(k), f"{key}.{k}".lstrip(".")) for k, v in value.items()}
     if value is None and default is not None:

@@ -60,7 +60,7 @@ def own_defaults() -> CN:
     node.MERGE = "none"  # none | nms | soft_nms (gaussian) | soft_nms_linear | wbf, as boxes are read
     node.MERGE_IOU = 0.5  # from here on boxes are one: nms, soft_nms_linear, wbf, and BOX_WEIGHT quality
     node.MERGE_SIGMA = 0.5  # of soft_nms
-    node.MORE = ()  # further teachers: mappings of these keys, each a TEACHER.DETECTION of its own
+    node.MORE = ()  # further teachers, each a URI or a mapping of these keys, see teachers/more.py
     node.SCORE_FACTOR = 1.0  # its scores times this, so that several teachers' agree
     teacher.SEGMENTATION.HEAD = "auto"  # detectron2: masks | sem_seg; auto: sem_seg where the network has it
     teacher.SEGMENTATION.GRID = "own"  # own | image: detectron2's and mmseg's logits before, after resizing

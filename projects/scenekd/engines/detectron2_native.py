@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, hooks
 from detectron2.evaluation import DatasetEvaluators, inference_on_dataset
@@ -15,12 +15,11 @@ from detectron2.modeling import GeneralizedRCNN
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from fvcore.common.config import CfgNode
 from torch import nn
 
 from .. import checkpoint
 from ..array_pickle import read_weight_file
-from ..config import native_text
+from ..config import apply_overrides, native_text, read_config
 from ..data.catalog import load_dataset
 from ..errors import UserError
 from ..evaluation.evaluator import METRIC_OF
@@ -62,19 +61,30 @@ class Session:
         return NativeTrainer.test(self.cfg, model, show_dir=self.run.show_dir)
 
 
+class _ReadByUs(CfgNode):
+    """detectron2's configuration, but files are read as :func:`scenekd.config.read_config` reads them."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> Any:
+        """What the file and its ``_BASE_`` say; never unsafe YAML."""
+        return read_config(filename)
+
+
 def load_native(run: NativeRun) -> CfgNode:
     """The configuration of a run: detectron2's defaults, SceneKD's, the file, the command line.
+
+    In both a teacher may stand as a URI, as in SceneKD's own configurations.
 
     Raises:
         UserError: an unknown key or a value of the wrong type.
     """
-    cfg = get_cfg()
+    cfg = _ReadByUs(get_cfg())
     add_scenekd_config(cfg)
     try:
         cfg.merge_from_file(run.config_file)
-        cfg.merge_from_list(list(run.overrides))
     except (KeyError, ValueError, AssertionError) as error:
         raise UserError(f"{run.config_file}: {error.args[0] if error.args else error}") from None
+    apply_overrides(cfg, run.overrides)
     if run.output_dir:
         cfg.OUTPUT_DIR = run.output_dir
     if run.weights:

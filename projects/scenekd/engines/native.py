@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from fvcore.common.config import CfgNode
 
+from ..config import read_config
 from ..errors import UserError
 from ..results import write_results
 from .select import choose_engine, setup_logging
@@ -62,8 +61,8 @@ def native_framework(config_file: str | Path) -> str | None:
         name = "mmengine"
     else:
         try:
-            loaded = CfgNode.load_yaml_with_base(str(path))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError, AssertionError, RecursionError):
+            loaded = read_config(path)
+        except UserError:
             return None  # load_config tells what is wrong
         model = loaded.get("MODEL") if isinstance(loaded, dict) else None
         if isinstance(model, dict) and "META_ARCHITECTURE" in model:

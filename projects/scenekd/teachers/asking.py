@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,23 +26,21 @@ from .cache_builder import encode_output
 from .images import image_state
 from .label_map import ClassMap
 from .manifest import Manifest
-from .options import teacher_node
+from .more import OneTeacher
+from .options import SHAPING
 from .protocol import Teacher, TeacherOutput
 from .shards import ShardWriter
 
 ON_CUDA = 8  # images at a time, where TEACHER.BATCH_SIZE leaves it open
 
-# Keys of a teacher's node that shape what its network says.
-_SHAPING = ("TYPE", "NAME", "WEIGHTS", "CONFIG", "CLASSES", "MIN_SCORE", "MAX_BOXES", "NMS_THRESHOLD")
-
 Batch = Sequence[Record]
 
 
 class Question(NamedTuple):
-    """What is to be asked for one cache: its task, manifest and folder, the number of the run, and the ids of the
-    images without a record."""
+    """What is to be asked for one cache: its teacher, manifest and folder, the number of the run, and the ids of
+    the images without a record."""
 
-    task: str
+    teacher: OneTeacher
     manifest: Manifest
     folder: Path
     run: int
@@ -64,29 +62,31 @@ def make_batches(records: Sequence[Record], questions: Sequence[Question], cfg: 
     return [batch for batch in batches if any(record.image_id in wanted for record in batch)]
 
 
-def build_teachers(cfg: Any, tasks: Sequence[str]) -> dict[str, Teacher]:
-    """The teacher of each task; one network where two nodes describe the same and it does both tasks."""
+def build_networks(teachers: Sequence[OneTeacher]) -> list[Teacher]:
+    """The network of each teacher; one for two tasks where both nodes describe the same and it does both."""
 
-    def shape(task: str) -> list[Any]:
-        return [teacher_node(cfg, task).get(key, 0.0) for key in _SHAPING]
+    def shape(one: OneTeacher) -> list[Any]:
+        return [one.node.get(key, 0.0) for key in SHAPING]
 
-    teachers: dict[str, Teacher] = {}
-    for task in tasks:
-        for other, teacher in teachers.items():
-            if task in teacher.tasks and shape(task) == shape(other):
-                teachers[task] = teacher
+    networks: list[Teacher] = []
+    for one in teachers:
+        for other, network in zip(teachers, networks):
+            if one.task in network.tasks and shape(one) == shape(other):
+                networks.append(network)
                 break
         else:
-            teachers[task] = build_teacher(cfg, task)
-    return teachers
+            with one.naming():
+                networks.append(build_teacher(one.cfg, one.task))
+    return networks
 
 
 class _Speaker:
-    """A teacher and the shard in which its answers are written."""
+    """A network and the shard in which its answers are written."""
 
-    def __init__(self, cfg: Any, question: Question, rank: int, teacher: Teacher):
-        self.question, self.teacher = question, teacher
-        self.class_map = teacher_class_map(cfg, question.task, self.teacher.classes)
+    def __init__(self, question: Question, rank: int, network: Teacher):
+        self.question, self.network = question, network
+        one = question.teacher
+        self.class_map = teacher_class_map(one.cfg, one.task, network.classes)
         self.writer = ShardWriter(question.folder, question.run, rank)
 
     def speak(
@@ -99,11 +99,11 @@ class _Speaker:
         """Write what has no record yet; ``said`` holds, by network, what was said of this batch already."""
         if self.question.wanted.isdisjoint(ids):
             return
-        if id(self.teacher) not in said:
-            said[id(self.teacher)] = self.teacher.predict(images)
-        for image_id, state, output in zip(ids, states, said[id(self.teacher)]):
+        if id(self.network) not in said:
+            said[id(self.network)] = self.network.predict(images)
+        for image_id, state, output in zip(ids, states, said[id(self.network)]):
             if image_id in self.question.wanted:
-                mapped = _mapped(output, self.class_map, self.question.task)
+                mapped = _mapped(output, self.class_map, self.question.teacher.task)
                 self.writer.write(*encode_output(mapped, self.question.manifest, image_id, state))
 
 
@@ -113,19 +113,19 @@ def ask(
     batches: Sequence[Batch],
     *,
     rank: int = 0,
-    teachers: Mapping[str, Teacher] | None = None,
+    networks: Sequence[Teacher] = (),
 ) -> Iterator[Answer]:
     """Write a record for each image that is wanted; yields what became of it.
 
     Args:
         rank: of this process, for the name of its shards.
-        teachers: by task, where they are there already.
+        networks: of the questions' teachers, where they are there already.
     """
     speakers: list[_Speaker] = []
-    teachers = teachers or build_teachers(cfg, [question.task for question in questions])
+    networks = networks or build_networks([question.teacher for question in questions])
     try:
-        for question in questions:
-            speakers.append(_Speaker(cfg, question, rank, teachers[question.task]))
+        for question, network in zip(questions, networks):
+            speakers.append(_Speaker(question, rank, network))
         wanted = frozenset[str]().union(*(question.wanted for question in questions))
         for batch in batches:
             ids, images, states = [], [], []
@@ -204,6 +204,13 @@ def ask_in_processes(
             worker.terminate()
 
 
+def _on(device: str, one: OneTeacher) -> OneTeacher:
+    cfg = one.cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = device
+    return one._replace(cfg=cfg)
+
+
 def _worker(
     cfg: Any,
     questions: Sequence[Question],
@@ -216,9 +223,8 @@ def _worker(
     """One process: (image id, problem) for each image, then (None, "") or (None, the user's error)."""
     try:
         if torch.cuda.is_available() and cfg.MODEL.DEVICE in ("auto", "cuda"):
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.MODEL.DEVICE = f"cuda:{rank % torch.cuda.device_count()}"
+            device = f"cuda:{rank % torch.cuda.device_count()}"
+            questions = [question._replace(teacher=_on(device, question.teacher)) for question in questions]
         torch.set_num_threads(threads)
         for answer in ask(cfg, questions, batches, rank=rank):
             if os.getppid() != parent:

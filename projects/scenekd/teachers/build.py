@@ -25,7 +25,14 @@ from .overlap import check_teacher_overlap
 from .protocol import Teacher, TeacherInfo, TeacherStore
 from .sparse import SparseStore
 
-__all__ = ["build_manifest", "build_teacher", "check_teacher_overlap", "open_store", "teacher_class_map"]
+__all__ = [
+    "build_manifest",
+    "build_teacher",
+    "check_teacher_overlap",
+    "open_saved",
+    "open_store",
+    "teacher_class_map",
+]
 
 
 _WITH_MASKS = "torchvision, scenekd or detectron2"  # kinds that know masks of objects
@@ -123,35 +130,35 @@ def build_manifest(cfg: Any, task: str, teacher: Teacher, class_map: ClassMap) -
     )
 
 
-def open_store(cfg: Any, task: str, records: Iterable[Record] = (), *, merge: bool = True) -> TeacherStore:
-    """The saved outputs of the teacher of a task: a folder of them, or the cache; ``SPARSE`` where asked for.
+def open_store(cfg: Any, task: str, records: Iterable[Record] = ()) -> TeacherStore:
+    """The saved outputs of the teacher of a task, as a run learns from them: a dense teacher's made sparse where
+    ``SPARSE`` asks for it, detection teachers' with those of ``MORE``, and merged by ``MERGE``.
 
     Args:
         records: the images that will be read; the store must fit them.
-        merge: with the further detection teachers of ``MORE``, and merged by ``MERGE``; else the teacher's own.
 
     Raises:
         UserError: nothing there, or it was made for other classes, by another teacher, or from other images.
     """
     records = list(records)
     if task == "segmentation":
-        store = _open_saved(cfg, task, records)
+        store = open_saved(cfg, task, records)
         return SparseStore(store) if cfg.TEACHER.SEGMENTATION.SPARSE else store
-    if task != "detection" or not merge:
-        return _open_saved(cfg, task, records)
-    first, *more = each_teacher(cfg, task)
-    stores = [_open_saved(first, task, records)]
-    for i, one in enumerate(more):
-        try:
-            stores.append(_open_saved(one, task, records))
-        except UserError as error:
-            raise UserError(
-                f"TEACHER.DETECTION.MORE[{i}], cached by a configuration of its own: {error}"
-            ) from None
+    if task != "detection":
+        return open_saved(cfg, task, records)
+    stores = []
+    for one in each_teacher(cfg, task):
+        with one.naming():
+            stores.append(open_saved(one.cfg, task, records))
     return merge_stores(cfg, stores)
 
 
-def _open_saved(cfg: Any, task: str, records: Iterable[Record]) -> TeacherStore:
+def open_saved(cfg: Any, task: str, records: Iterable[Record] = ()) -> TeacherStore:
+    """The saved outputs of one teacher, ``TEACHER.<TASK>``, as they were saved: a folder of them, or the cache.
+
+    Raises:
+        UserError: as :func:`open_store`.
+    """
     node, key = teacher_node(cfg, task), f"TEACHER.{task.upper()}"
     if node.TYPE in FOLDERS:
         if task == "instance_segmentation":

@@ -10,10 +10,11 @@ from typing import Any
 from ..data.catalog import load_datasets
 from ..data.records import Dataset, Record
 from ..errors import UserError
-from .asking import Question, ask, ask_in_processes, build_teachers, make_batches
+from .asking import Question, ask, ask_in_processes, build_networks, make_batches
 from .build import build_manifest, teacher_class_map
 from .cache import CacheStore
 from .cache_builder import CacheBuilder
+from .more import OneTeacher, asked_teachers
 from .options import cache_folder
 from .protocol import Teacher
 
@@ -54,7 +55,7 @@ class CacheReport:
 
 
 def cache_teacher(cfg: Any, task: str, **options: Any) -> CacheReport:
-    """:func:`cache_teachers` for one task."""
+    """:func:`cache_teachers` for the first teacher of one task."""
     return cache_teachers(cfg, (task,), **options)[0]
 
 
@@ -68,7 +69,8 @@ def cache_teachers(
     progress: Progress | None = None,
     dataset: Dataset | None = None,
 ) -> list[CacheReport]:
-    """Fill the caches of ``cfg.TEACHER.<TASK>`` with all images of ``DATASETS.TRAIN`` (or of ``dataset``).
+    """Fill the caches of ``cfg.TEACHER.<TASK>`` with all images of ``DATASETS.TRAIN`` (or of ``dataset``), and
+    those of the further networks that ``TEACHER.DETECTION.MORE`` names; one report each.
 
     All teachers see an image when it is read, ``TEACHER.BATCH_SIZE`` images at a time. A finished cache that
     still fits is left as it is. One that is not finished needs ``resume``, which keeps all whole records and
@@ -80,19 +82,21 @@ def cache_teachers(
     """
     if processes < 1:
         raise UserError(f"--num-gpus: {processes} is no number of processes")
-    teachers = build_teachers(cfg, tasks)
+    teachers = asked_teachers(cfg, tasks)
+    networks = build_networks(teachers)
     records = (dataset or load_datasets(cfg.DATASETS.TRAIN, cfg, train=False)).records
     with ExitStack() as stack:
-        jobs = [_Job(cfg, task, teacher, records, rebuild, stack) for task, teacher in teachers.items()]
+        jobs = [_Job(one, network, records, rebuild, stack) for one, network in zip(teachers, networks)]
         for job in jobs:
             job.check(resume)
+        networks = [network for job, network in zip(jobs, networks) if job.wanted]
         questions = [job.question() for job in jobs if job.wanted]
         batches = make_batches(records, questions, cfg)
         wanted = set[str]().union(*(question.wanted for question in questions))
         if processes == 1:
-            answers = ask(cfg, questions, batches, teachers=teachers)
+            answers = ask(cfg, questions, batches, networks=networks)
         else:
-            teachers.clear()  # each process builds its own
+            networks.clear()  # each process builds its own
             answers = ask_in_processes(cfg, questions, batches, processes)
         for number, (image_id, problem) in enumerate(answers, start=1):
             for job in jobs:
@@ -108,12 +112,15 @@ class _Job:
     """One cache in the making: its builder (locked until ``stack`` is closed) and the report of the run."""
 
     def __init__(
-        self, cfg: Any, task: str, teacher: Teacher, records: list[Record], rebuild: bool, stack: ExitStack
+        self, one: OneTeacher, network: Teacher, records: list[Record], rebuild: bool, stack: ExitStack
     ):
-        manifest = build_manifest(cfg, task, teacher, teacher_class_map(cfg, task, teacher.classes))
-        self.task, self.records = task, records
-        self.report = CacheReport(task, str(cache_folder(cfg, task)))
-        self.builder = stack.enter_context(CacheBuilder(self.report.folder, manifest, rebuild=rebuild))
+        self.teacher, self.records = one, records
+        self.report = CacheReport(one.task, str(cache_folder(one.cfg, one.task)))
+        with one.naming():
+            class_map = teacher_class_map(one.cfg, one.task, network.classes)
+            manifest = build_manifest(one.cfg, one.task, network, class_map)
+            builder = CacheBuilder(self.report.folder, manifest, rebuild=rebuild)
+            self.builder = stack.enter_context(builder)
         self.builder.forget_changed(records)
         self.wanted = frozenset(r.image_id for r in records if r.image_id not in self.builder.done)
         self.report.found = len(records) - len(self.wanted)
@@ -130,7 +137,7 @@ class _Job:
         """What is to be asked, after the manifest of an unfinished cache is written."""
         self.builder.begin()
         builder = self.builder
-        return Question(self.task, builder.manifest, builder.folder, builder.run, self.wanted)
+        return Question(self.teacher, builder.manifest, builder.folder, builder.run, self.wanted)
 
     def note(self, image_id: str, problem: str) -> None:
         """Count an image that is done or was passed over."""

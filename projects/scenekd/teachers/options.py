@@ -17,6 +17,8 @@ NETWORKS = (
 )  # teachers that are asked; their outputs are cached
 FOLDERS = {"folder": (".npz",), "thesis": (".xml", ".npy")}  # teachers whose outputs are at hand
 KINDS = (*NETWORKS, *FOLDERS)
+# Keys of a teacher's node that shape what its network says.
+SHAPING = ("TYPE", "NAME", "WEIGHTS", "CONFIG", "CLASSES", "MIN_SCORE", "MAX_BOXES", "NMS_THRESHOLD")
 
 
 def teacher_node(cfg: Any, task: str) -> Any:

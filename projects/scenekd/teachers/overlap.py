@@ -46,7 +46,7 @@ def _count(images: int | None) -> str:
 
 def _trained_on(cfg: Any, task: str) -> tuple[str, ...]:
     """Of the teacher and of the further ones of ``MORE``."""
-    return tuple(dict.fromkeys(name for one in each_teacher(cfg, task) for name in _of_one(one, task)))
+    return tuple(dict.fromkeys(name for one in each_teacher(cfg, task) for name in _of_one(one.cfg, task)))
 
 
 def _of_one(cfg: Any, task: str) -> tuple[str, ...]:
