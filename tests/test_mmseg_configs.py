@@ -69,10 +69,16 @@ def _base_file(folder, root):
     )
 
 
-def _soft_file(folder, root):
+def _network_file(folder, root):
+    """configs/mmseg/_base_/fcn_r18_voc.py, the network of those that learn from a teacher."""
     _base_file(folder, root)
-    changes = NETWORK | {
-        "size=(300, 300)": "size=(64, 64)",
+    (folder / "_base_").mkdir(exist_ok=True)
+    _write(folder, "_base_/fcn_r18_voc.py", NETWORK | {"size=(300, 300)": "size=(64, 64)"})
+
+
+def _soft_file(folder, root):
+    _network_file(folder, root)
+    changes = {
         "datasets/VOCdevkit/VOC2012/TeacherSegmentation": f"{root}/TeacherSegmentation",
         # masks that lack a file are no part of the list, as of a SceneKDDataset; half of the others are left out
         "dataset=dict(pipeline=train_pipeline)": "dataset=dict(pipeline=train_pipeline, keep_sem_seg=0.5)",
@@ -81,7 +87,7 @@ def _soft_file(folder, root):
 
 
 def _online_file(folder, root, teacher):
-    _soft_file(folder, root)
+    _network_file(folder, root)
     changes = {'teacher=dict(checkpoint="torchvision://deeplabv3_resnet50")': f"teacher={teacher!r}"}
     return _write(folder, "fcn_r18_online_voc.py", changes)
 

@@ -4,7 +4,7 @@
 # The teacher is needed in training alone. Other teachers:
 #   any MMSegmentation config   dict(config="deeplabv3plus_r101.py", checkpoint="deeplabv3plus_r101.pth")
 #   a SceneKD checkpoint        dict(checkpoint="output/blitznet300/model_final.pth")
-_base_ = "./fcn_r18_soft_voc.py"
+_base_ = "./_base_/fcn_r18_voc.py"
 
 model = dict(
     classes="voc",  # another data set: its names, background first
@@ -13,12 +13,4 @@ model = dict(
     decode_head=dict(loss_decode=[dict(type="CrossEntropyLoss", loss_weight=0.5, avg_non_ignore=True)]),
 )
 
-train_pipeline = [
-    {{_base_.load_image}},
-    dict(type="SceneKDLoadAnnotations"),
-    {{_base_.geometry}},
-    dict(type="PhotoMetricDistortion"),
-    dict(type="SceneKDPackInputs"),
-]
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 work_dir = "output/fcn_r18_online_voc"

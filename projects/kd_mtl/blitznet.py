@@ -110,24 +110,17 @@ class BlitzNet(MultiTaskNet):
             raise UserError(
                 f"MODEL.BLITZNET.BLOCK_CHANNELS: {tuple(node.BLOCK_CHANNELS)}; give (inner, outer)"
             )
-        zoo = "torchvision" if cfg.MODEL.WEIGHTS == "torchvision" else ""
         try:
             block_sizes(cfg.INPUT.SIZE)
         except ValueError as error:
             raise UserError(f"INPUT.SIZE: {error}") from None
         return cls(
-            **shared_options(cfg),
-            trunk=node.TRUNK,
-            trunk_width=node.TRUNK_WIDTH,
-            norm=node.NORM,
+            **shared_options(cfg, node, pretrained=pretrained),
             stride_in_1x1=node.STRIDE_IN_1X1,
-            pretrained=(node.PRETRAINED or zoo) if pretrained else "",
-            x4=node.X4,
             block_channels=node.BLOCK_CHANNELS,
             stream_channels=node.STREAM_CHANNELS,
             neck_channels=node.NECK_CHANNELS,
             resize=node.RESIZE,
-            shared_head=node.SHARED_HEAD,
         )
 
     def load_trunk(self, source: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from scenekd.errors import UserError
 from scenekd.losses.balance import FixedBalance, build_balance
 from scenekd.losses.reduce import Reduce, mean_over_processes
+from scenekd.losses.soft_pixels import SoftPixels
 from scenekd.matching import AnchorGrid
 from scenekd.sample import Target
 from scenekd.teachers.options import our_classes
@@ -106,12 +107,7 @@ class BlitzCriterion(nn.Module):
                 negative_ratio=node.NEGATIVE_RATIO,
                 loss_weights=node.LOSS_WEIGHTS,
                 segmentation={
-                    "soft_target": distill.SEGMENTATION.TARGET,
-                    "temperature": distill.SEGMENTATION.TEMPERATURE,
-                    "temper_student": distill.SEGMENTATION.TEMPER_STUDENT,
-                    "confidence": distill.SEGMENTATION.CONFIDENCE,
-                    "top_k": distill.SEGMENTATION.TOP_K,
-                    "tail": distill.SEGMENTATION.TAIL,
+                    **SoftPixels.options(distill.SEGMENTATION),
                     "void": distill.SEGMENTATION.VOID,
                 },
                 detection={

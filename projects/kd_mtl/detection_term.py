@@ -67,9 +67,7 @@ class DetectionTerm(nn.Module):
         grid: AnchorGrid | None = None,
     ) -> dict[str, Tensor]:
         """``loss_cls`` and ``loss_box``; arguments as in :meth:`.criterion.BlitzCriterion.forward`."""
-        ground_truth = [t.weights.detection_gt * t.has_boxes for t in targets]
-        teacher = [t.weights.detection_teacher * t.has_teacher_boxes for t in targets]
-        weights, shares = weigh_sources(ground_truth, teacher, outputs["class_logits"], self.reduce)
+        weights, shares = weigh_sources("detection", targets, outputs["class_logits"], self.reduce)
         own = [t.from_teacher == source for source in (False, True) for t in targets]
         boxes, labels, confidences = (
             [getattr(t, name)[mine] for t, mine in zip([*targets, *targets], own)]
@@ -98,7 +96,7 @@ class DetectionTerm(nn.Module):
                 negative_weights=self._negatives(targets, boxes[images], bool(source), anchors, grid),
             )
             total.append(torch.stack([result["loss_cls"], result["loss_box"]]))
-        self._logged = source_losses("detection", total, ground_truth, teacher)
+        self._logged = source_losses("detection", total, targets)
         class_loss, box_loss = (shares[:, None] * torch.stack(total)).sum(dim=0)
         return {"loss_cls": class_loss, "loss_box": box_loss}
 

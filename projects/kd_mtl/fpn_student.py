@@ -97,24 +97,14 @@ class SceneKDFPN(MultiTaskNet):
         """The network of ``cfg.MODEL.SCENEKD_FPN``, with the tasks, loss and detection output of
         ``cfg.MODEL.BLITZNET``; ``pretrained`` as in :meth:`.blitznet.BlitzNet.from_config`."""
         node = cfg.MODEL.SCENEKD_FPN
-        zoo = "torchvision" if cfg.MODEL.WEIGHTS == "torchvision" else ""
-        if zoo and is_timm(node.TRUNK):
+        if cfg.MODEL.WEIGHTS == "torchvision" and is_timm(node.TRUNK):
             raise UserError(
                 'MODEL.WEIGHTS: torchvision has no weights of a timm trunk; set it to "", '
                 "and MODEL.SCENEKD_FPN.PRETRAINED timm"
             )
         if cfg.INPUT.SIZE < MIN_IMAGE_SIZE:
             raise UserError(f"INPUT.SIZE: must be at least {MIN_IMAGE_SIZE}, got {cfg.INPUT.SIZE}")
-        return cls(
-            **shared_options(cfg),
-            trunk=node.TRUNK,
-            trunk_width=node.TRUNK_WIDTH,
-            norm=node.NORM,
-            pretrained=(node.PRETRAINED or zoo) if pretrained else "",
-            x4=node.X4,
-            channels=node.CHANNELS,
-            shared_head=node.SHARED_HEAD,
-        )
+        return cls(**shared_options(cfg, node, pretrained=pretrained), channels=node.CHANNELS)
 
     def load_trunk(self, source: str) -> None:
         """Load a weight file of the trunk alone, as ``pretrained`` does."""

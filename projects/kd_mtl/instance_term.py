@@ -15,7 +15,7 @@ from scenekd.losses.reduce import Reduce, at_least_float32, mean_over_processes,
 from scenekd.matching import AnchorGrid, AnchorMatch, match_batch
 from scenekd.sample import IGNORE_INDEX, Target
 
-from .sources import weigh_sources
+from .sources import present, weigh_sources
 
 
 class InstanceTerm(nn.Module):
@@ -58,8 +58,7 @@ class InstanceTerm(nn.Module):
         if grid is None:
             raise ValueError("the mask loss needs the anchors' grid")
         prototypes, coefficients = outputs["prototypes"], outputs["mask_coefficients"]
-        ground_truth, teacher = zip(*(t.existing_weights("instance_segmentation") for t in targets))
-        weights, shares = weigh_sources(ground_truth, teacher, prototypes, self.reduce)
+        weights, shares = weigh_sources("instance_segmentation", targets, prototypes, self.reduce)
         total = [zero_loss(prototypes) + zero_loss(coefficients)]
         for from_teacher, (weight, share) in enumerate(zip(weights, shares)):
             sums, count = [zero_loss(prototypes)], weight.new_zeros(())
@@ -82,9 +81,8 @@ class InstanceTerm(nn.Module):
         grid: AnchorGrid,
     ) -> tuple[Tensor, int]:
         """The summed loss of one image, and the number of positives that it is over."""
-        assert target.masks is not None  # only images that have them carry a weight
         own = target.from_teacher == from_teacher
-        boxes, masks = target.boxes[own], target.masks[own]
+        boxes, masks = target.boxes[own], present(target.masks)[own]
         match = match_batch(
             anchors,
             [boxes],

@@ -179,9 +179,12 @@ def task_problem(tasks: Sequence[str]) -> str:
     return ""
 
 
-def shared_options(cfg: CfgNode) -> dict[str, Any]:
-    """The arguments of a student that the configuration tells all of them: classes, and of ``MODEL.BLITZNET``
-    tasks, heads, loss and detection output.
+def shared_options(cfg: CfgNode, own: CfgNode, *, pretrained: bool) -> dict[str, Any]:
+    """The arguments that all students have: classes, of ``MODEL.BLITZNET`` tasks, heads, loss and detection output,
+    and of the student's ``own`` node the trunk.
+
+    Args:
+        pretrained: with the trunk's weights, of ``PRETRAINED`` or of ``MODEL.WEIGHTS`` where that is ``torchvision``.
 
     Raises:
         UserError: a value out of range.
@@ -189,10 +192,17 @@ def shared_options(cfg: CfgNode) -> dict[str, Any]:
     node = cfg.MODEL.BLITZNET
     if problem := task_problem(node.TASKS):
         raise UserError(f"MODEL.BLITZNET.TASKS: {tuple(node.TASKS)}; {problem}")
+    zoo = "torchvision" if cfg.MODEL.WEIGHTS == "torchvision" else ""
     return {
         "image_size": cfg.INPUT.SIZE,
         "num_classes": len(cfg.DATASETS.CLASSES) or NUM_VOC_CLASSES,
         "tasks": node.TASKS,
+        "trunk": own.TRUNK,
+        "trunk_width": own.TRUNK_WIDTH,
+        "norm": own.NORM,
+        "pretrained": (own.PRETRAINED or zoo) if pretrained else "",
+        "x4": own.X4,
+        "shared_head": own.SHARED_HEAD,
         "seg_channels": node.SEG_CHANNELS,
         "prototypes": node.INSTANCES.PROTOTYPES,
         "mask_channels": node.INSTANCES.CHANNELS,

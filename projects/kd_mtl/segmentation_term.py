@@ -16,7 +16,7 @@ from scenekd.losses.reduce import Reduce, at_least_float32, mean_over_processes,
 from scenekd.losses.soft_pixels import SoftPixels
 from scenekd.sample import IGNORE_INDEX, Target
 
-from .sources import source_losses, weigh_sources
+from .sources import present, source_losses, weigh_sources
 
 VOIDS = ("none", "padding", "labels")
 
@@ -49,9 +49,7 @@ class SegmentationTerm(nn.Module):
         Args:
             logits: (B, K, h, w), background first. targets: one an image.
         """
-        ground_truth = [t.weights.segmentation_gt * (t.sem_seg is not None) for t in targets]
-        teacher = [t.weights.segmentation_teacher * (t.soft_seg is not None) for t in targets]
-        weights, shares = weigh_sources(ground_truth, teacher, logits, self.reduce)
+        weights, shares = weigh_sources("segmentation", targets, logits, self.reduce)
         total = []
         for pixel_loss, weight in zip((_hard_pixels, self._soft_pixels), weights):
             chosen = weight.nonzero().squeeze(1)
@@ -62,7 +60,7 @@ class SegmentationTerm(nn.Module):
             loss, counted = pixel_loss(logits[chosen], [targets[i] for i in chosen.tolist()])
             count = self.reduce((weight[chosen] * counted.sum(dim=(1, 2))).sum())
             total.append((weight[chosen] * loss.sum(dim=(1, 2))).sum() / safe_count(count))
-        self._logged = source_losses("segmentation", total, ground_truth, teacher)
+        self._logged = source_losses("segmentation", total, targets)
         return (shares * torch.stack(total)).sum()
 
     def log_values(self) -> dict[str, Tensor]:
@@ -72,13 +70,13 @@ class SegmentationTerm(nn.Module):
     def _soft_pixels(self, logits: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
         """Cross-entropy against the teacher's soft labels (n, h, w), 0 where void, and how much a pixel counts."""
         size = logits.shape[-2:]
-        soft = _resize(torch.stack([_present(t.soft_seg) for t in targets]), size)
+        soft = _resize(torch.stack([present(t.soft_seg) for t in targets]), size)
         weighted: tuple[Tensor, Tensor] = self.soft_pixels(logits, soft, self._valid(targets, size))
         return weighted
 
     def _valid(self, targets: Sequence[Target], size: Sequence[int]) -> Tensor:
         """The pixels that count, (n, h, w) bool."""
-        everywhere = [torch.ones_like(_present(t.soft_seg)[0], dtype=torch.bool) for t in targets]
+        everywhere = [torch.ones_like(present(t.soft_seg)[0], dtype=torch.bool) for t in targets]
         shown = [all_ if t.soft_valid is None else t.soft_valid for t, all_ in zip(targets, everywhere)]
         seen = everywhere if self.void == "none" else shown
         valid = _resize(torch.stack(seen)[:, None].float(), size)[:, 0] > 0
@@ -91,7 +89,7 @@ class SegmentationTerm(nn.Module):
 
 def _hard_pixels(logits: Tensor, targets: Sequence[Target]) -> tuple[Tensor, Tensor]:
     """Cross-entropy against the labels (n, h, w), 0 where void, and which pixels count."""
-    labels = torch.stack([_present(t.sem_seg) for t in targets])
+    labels = torch.stack([present(t.sem_seg) for t in targets])
     labels = _resize(labels[:, None].float(), logits.shape[-2:])[:, 0].long()
     loss = F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE_INDEX, reduction="none")
     return loss, labels != IGNORE_INDEX
@@ -102,8 +100,3 @@ def _resize(values: Tensor, size: Sequence[int]) -> Tensor:
     if values.shape[-2:] == tuple(size):
         return values
     return F.interpolate(values, size=tuple(size), mode="nearest-exact")
-
-
-def _present(value: Tensor | None) -> Tensor:
-    assert value is not None  # only images that have it carry a weight
-    return value

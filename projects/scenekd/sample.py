@@ -11,6 +11,7 @@ on its object, 0 elsewhere, 255 where that is not known; a box without a mask ha
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -192,21 +193,19 @@ class Target:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         """A copy with every tensor on ``device``."""
-        moved: dict[str, Any] = {
-            f.name: value.to(device, non_blocking=non_blocking)
-            for f in dataclasses.fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor)
-        }
-        return dataclasses.replace(self, **moved)
+        return self._each_tensor(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Target:
         """Page-locked copy, for torch's DataLoader."""
-        pinned: dict[str, Any] = {
-            f.name: value.pin_memory()
+        return self._each_tensor(Tensor.pin_memory)
+
+    def _each_tensor(self, change: Callable[[Tensor], Tensor]) -> Target:
+        changed: dict[str, Any] = {
+            f.name: change(value)
             for f in dataclasses.fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        return dataclasses.replace(self, **pinned)
+        return dataclasses.replace(self, **changed)
 
 
 @dataclass

@@ -72,18 +72,12 @@ def load_coco(name: str, root: str = "", classes: tuple[str, ...] = (), on_error
     for annotation in content["annotations"]:
         objects.setdefault(annotation["image_id"], []).append(annotation)
     dataset = Dataset(name=name, classes=names, records=[])
-    for item in content["images"]:
-        try:
-            record, clipped = _record(item, objects.get(item["id"], []), folder, index)
-        except BadRecordError as error:
-            if on_error != "skip":
-                raise
-            dataset.skipped.append(str(error))
-            continue
-        if name.startswith("coco_det_"):
+    dataset.fill(
+        content["images"], lambda item: _record(item, objects.get(item["id"], []), folder, index), on_error
+    )
+    if name.startswith("coco_det_"):
+        for record in dataset.records:
             record.segmentation = record.object_masks = None
-        dataset.records.append(record)
-        dataset.clipped += clipped
     if not dataset.records:
         raise UserError(
             f"{path}: no usable image; {dataset.skipped[0] if dataset.skipped else 'the list is empty'}"

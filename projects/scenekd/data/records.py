@@ -6,12 +6,16 @@ or no mask is named, where the labels are missing; N = 0 means that the image wa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
+from ..errors import BadRecordError
 from .images import image_size, read_sem_seg, voc_palette
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -92,6 +96,26 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def fill(self, items: Iterable[T], read: Callable[[T], tuple[Record, int]], on_error: str) -> None:
+        """Add the record of each item; where ``on_error`` is ``skip``, unusable ones are noted in ``skipped``.
+
+        Args:
+            read: the record of an item and how many of its boxes were clipped.
+
+        Raises:
+            BadRecordError: an unusable item, where ``on_error`` is not ``skip``.
+        """
+        for item in items:
+            try:
+                record, clipped = read(item)
+            except BadRecordError as error:
+                if on_error != "skip":
+                    raise
+                self.skipped.append(str(error))
+                continue
+            self.records.append(record)
+            self.clipped += clipped
 
     @property
     def image_ids(self) -> list[str]:

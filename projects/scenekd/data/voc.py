@@ -67,16 +67,7 @@ def load_voc(name: str, root: str = "", classes: tuple[str, ...] = (), on_error:
     folder = find_voc_folder(root, match["year"])
     layout = _Layout.scan(folder, match["kind"], tuple(classes) or VOC_CLASSES)
     dataset = Dataset(name=name, classes=layout.classes, records=[])
-    for image_id in read_list(*find_list(folder, match["kind"], match["list"])):
-        try:
-            record, clipped = layout.record(image_id)
-        except BadRecordError as error:
-            if on_error != "skip":
-                raise
-            dataset.skipped.append(str(error))
-            continue
-        dataset.records.append(record)
-        dataset.clipped += clipped
+    dataset.fill(read_list(*find_list(folder, match["kind"], match["list"])), layout.record, on_error)
     if not dataset.records:
         raise UserError(
             f"{name}: none of its {len(dataset.skipped)} images is usable; first: {dataset.skipped[0]}"

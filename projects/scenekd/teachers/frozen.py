@@ -48,16 +48,38 @@ def by_size(images: Sequence[np.ndarray], ask: Callable[[list[np.ndarray]], Sequ
     return [answers[place] for place in range(len(images))]
 
 
+RANDOM = "random"  # in place of a weight file: the seeded initial weights
+GRIDS = (
+    "own",
+    "image",
+)  # of dense outputs: the network's, or the image's, to which the framework enlarges them
+
+
+def check_grid(grid: str) -> None:
+    """A UserError where ``grid`` is none of :data:`GRIDS`."""
+    if grid not in GRIDS:
+        raise UserError(f"TEACHER.SEGMENTATION.GRID: {grid!r} is none of {', '.join(GRIDS)}")
+
+
 class NetworkTeacher:
     """What the zoos' teachers share: images of equal size are asked about together, without gradients.
 
-    A subclass has ``net``, ``device``, ``amp`` and ``_info``, and answers for images of one size in ``_ask``.
+    A constructor calls :meth:`_take` and :meth:`_describe`; ``_ask`` answers for images of one size.
     """
 
     net: nn.Module
     device: torch.device | str
     amp: bool
     _info: TeacherInfo
+
+    def _take(self, net: nn.Module, device: torch.device | str, amp: bool) -> None:
+        """Have the network, frozen, with its weights loaded."""
+        self.net, self.device, self.amp = freeze(net, device), device, amp
+
+    def _describe(self, zoo: str, name: str, trained_on: Sequence[str], form: str, **extra: Any) -> None:
+        """Say whose the outputs are, for the manifest; see :class:`.protocol.TeacherInfo`."""
+        extra |= amp_note(self.amp)
+        self._info = TeacherInfo(zoo, name, weights_sha256(self.net), tuple(trained_on), form, extra)
 
     def info(self) -> dict[str, Any]:
         """Fields of the teacher."""

@@ -21,13 +21,10 @@ from ..array_pickle import read_weight_file
 from ..errors import UserError, first_line
 from .dense import background_first, object_classes, without_padding
 from .detectron2_options import check_count, choose_head, head_probabilities, limit_boxes, set_suppression
-from .frozen import NetworkTeacher, amp_note, freeze, require, to_array, weights_sha256
+from .frozen import RANDOM, NetworkTeacher, check_grid, require, to_array
 from .masks import masks_to_scores
-from .protocol import TeacherInfo, TeacherOutput
+from .protocol import TeacherOutput
 from .uri import nearest
-
-RANDOM = "random"
-GRIDS = ("own", "image")
 
 
 class Detectron2Teacher(NetworkTeacher):
@@ -64,8 +61,7 @@ class Detectron2Teacher(NetworkTeacher):
         amp: bool = False,
         seed: int = 0,
     ):
-        if grid not in GRIDS:
-            raise UserError(f"TEACHER.SEGMENTATION.GRID: {grid!r} is none of {', '.join(GRIDS)}")
+        check_grid(grid)
         cfg = read_config(name)
         self.head = choose_head(cfg, task, head, name)
         limit_boxes(cfg, self.head, min_score, max_boxes)
@@ -73,17 +69,16 @@ class Detectron2Teacher(NetworkTeacher):
         net = _build(cfg, seed, name)
         if weights != RANDOM:
             _load(net, weights or _zoo_url(name), name)
-        self.net, self.device, self.amp = freeze(net, device), device, amp
+        self._take(net, device, amp)
         self._vectors = head_probabilities(net) if self.head == "boxes" else None
         self.cfg, self.grid, self.tasks = cfg, grid, (task,)
         self._names = tuple(classes) or _class_names(cfg, self.head, name)
         self.classes = object_classes(self._names) if self.head == "sem_seg" else self._names
         form = {"sem_seg": "logits", "masks": "scores"}.get(self.head, "")
-        training = tuple(trained_on) or (() if weights else tuple(cfg.DATASETS.TRAIN))
+        training = trained_on or (() if weights else cfg.DATASETS.TRAIN)
         more: dict[str, Any] = {"head": self.head, "grid": grid} if self.head == "sem_seg" else {}
         more["input"] = [cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST]
-        more |= amp_note(amp)
-        self._info = TeacherInfo("detectron2", name, weights_sha256(net), training, form, more)
+        self._describe("detectron2", name, training, form, **more)
         check_count(cfg, self.head, task, name, len(self._names))
 
     def set_nms(self, threshold: float, max_boxes: int) -> None:

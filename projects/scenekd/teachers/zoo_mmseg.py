@@ -23,13 +23,11 @@ from torch import Tensor, nn
 from .. import checkpoint
 from ..errors import UserError, first_line
 from .dense import background_first, object_classes, without_padding
-from .frozen import NetworkTeacher, amp_note, freeze, require, to_array, weights_sha256
+from .frozen import RANDOM, NetworkTeacher, check_grid, require, to_array
 from .mmengine_file import read_mmengine_file
-from .protocol import TeacherInfo, TeacherOutput
+from .protocol import TeacherOutput
 from .uri import nearest
 
-RANDOM = "random"
-GRIDS = ("own", "image")
 _KEY = "TEACHER.SEGMENTATION"
 
 
@@ -62,8 +60,7 @@ class MMSegTeacher(NetworkTeacher):
         amp: bool = False,
         seed: int = 0,
     ):
-        if grid not in GRIDS:
-            raise UserError(f"{_KEY}.GRID: {grid!r} is none of {', '.join(GRIDS)}")
+        check_grid(grid)
         cfg = read_config(name)
         net = _build(cfg, seed, name)
         state = {} if weights == RANDOM else read_mmengine_file(weights or _published(name))
@@ -71,13 +68,12 @@ class MMSegTeacher(NetworkTeacher):
             _load(net, checkpoint.weights_of(state), weights or name)
         self._names = tuple(classes) or _class_names(state, cfg, name)
         self.classes = object_classes(self._names)
-        self.net, self.device, self.amp = freeze(net, device), device, amp
+        self._take(net, device, amp)
         steps = _test_steps(cfg, name)
         self._pipeline = _compose(steps, cfg)
         self.grid = grid if grid == "image" or ends_in_enlarging(net) else "image"
-        more: dict[str, Any] = {"grid": self.grid, "pipeline": str(steps)} | amp_note(amp)
-        training = tuple(trained_on) or (() if weights else _training_data(name))
-        self._info = TeacherInfo("mmseg", name, weights_sha256(net), training, "logits", more)
+        training = trained_on or (() if weights else _training_data(name))
+        self._describe("mmseg", name, training, "logits", grid=self.grid, pipeline=str(steps))
 
     def _ask(self, images: list[np.ndarray]) -> list[TeacherOutput]:
         # MMSegmentation's loaders give BGR.

@@ -20,14 +20,13 @@ from torchvision import models
 from .. import checkpoint
 from ..errors import UserError
 from ..sample import SoftSegmentation
-from .frozen import NetworkTeacher, amp_note, freeze, to_array, to_bytes, to_tensor, weights_sha256
+from .frozen import RANDOM, NetworkTeacher, to_array, to_bytes, to_tensor
 from .label_map import join_classes
 from .masks import masks_to_scores
-from .protocol import TASKS, TeacherInfo, TeacherOutput
+from .protocol import TASKS, TeacherOutput
 from .torchvision_vectors import HeadProbabilities
 from .uri import nearest
 
-RANDOM = "random"
 NO_LIMIT = 1 << 20  # boxes: more than any network proposes
 COCO_TRAINING = ("COCO train2017",)  # what torchvision trained all of these on
 _NOT_A_CLASS = ("__background__", "N/A")
@@ -66,12 +65,12 @@ class TorchvisionDetector(NetworkTeacher):
         net = _build(name, weights, len(labels), seed)
         part = getattr(net, "roi_heads", net)
         part.score_thresh, part.detections_per_img = min_score, max_boxes or NO_LIMIT
-        self.net, self.device, self.amp = freeze(net, device), device, amp
+        self._take(net, device, amp)
         self._head = HeadProbabilities.of(net)
         self.has_masks = name.startswith("maskrcnn")
         self.tasks = TASKS if self.has_masks else ("detection",)
         form = "scores" if self.has_masks else ""
-        self._info = _info(name, weights, net, trained_on, form, **amp_note(amp))
+        self._describe("torchvision", name, trained_on or _training_data(name, weights), form)
 
     def set_nms(self, threshold: float, max_boxes: int) -> None:
         """Suppress at another IoU (1: hardly any) and keep the best ``max_boxes`` after it, for the cache."""
@@ -120,12 +119,13 @@ class TorchvisionSegmenter(NetworkTeacher):
     ):
         self.classes = tuple(classes) or _categories(name, weights)[1:]
         net = _build(name, weights, len(self.classes) + 1, seed)
-        self.net, self.device, self.amp = freeze(net, device), device, amp
+        self._take(net, device, amp)
         # The weights' own preparation, on their images' bytes: resizing rounds to bytes again.
         self._prepare = _member(name, weights).transforms(resize_size=resize or None)
         self._backbone, self._head = net.get_submodule("backbone"), net.get_submodule("classifier")
         self._whole = name.startswith("lraspp")  # its head takes both feature maps
-        self._info = _info(name, weights, net, trained_on, "logits", resize=resize, **amp_note(amp))
+        training = trained_on or _training_data(name, weights)
+        self._describe("torchvision", name, training, "logits", resize=resize)
 
     def _ask(self, images: list[np.ndarray]) -> list[TeacherOutput]:
         pixels = torch.stack([self._prepare(to_bytes(image)) for image in images]).to(self.device)
@@ -221,8 +221,5 @@ def _download(name: str, weights: str) -> dict[str, Tensor]:
         ) from None
 
 
-def _info(
-    name: str, weights: str, net: nn.Module, trained_on: Sequence[str], form: str, **extra: Any
-) -> TeacherInfo:
-    training = tuple(trained_on) or (COCO_TRAINING if _is_zoo(name, weights) else ())
-    return TeacherInfo("torchvision", name, weights_sha256(net), training, form, extra)
+def _training_data(name: str, weights: str) -> tuple[str, ...]:
+    return COCO_TRAINING if _is_zoo(name, weights) else ()
