@@ -89,6 +89,8 @@ def test_both_tasks_are_cached_and_verified(job, tmp_path, capsys, tiny_config):
 
     code, out, _ = run([*job, "--verify"], capsys)
     assert code == 0 and out.count("12 records of kd_mtl") == 2
+    code, out, _ = run([*job, "TEACHER.SEGMENTATION.SPARSE", "True", "--verify"], capsys)
+    assert code == 0 and out.count("12 records of kd_mtl") == 2  # what is saved is dense all the same
     code, out, _ = run(job, capsys)  # a second time there is nothing to do
     assert code == 0 and "segmentation: 0 images asked, 12 found" in out
 

@@ -35,6 +35,12 @@ def weights(tiny_config: Callable[..., Any], tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("score", ["7", "-0.1", "nan"])
+def test_a_score_out_of_range(score: str, run: ToolRunner, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--weights", "x.pth", "--input", "x.jpg", f"--min-score={score}") == 2
+    assert "--min-score: " in capsys.readouterr().err
+
+
 def test_writes_panels_boxes_and_masks_without_a_config_file(
     run: ToolRunner, weights: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -43,7 +49,7 @@ def test_writes_panels_boxes_and_masks_without_a_config_file(
     assert run("--weights", weights, "--input", *files, "--output", out) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:2]] == [str(file) for file in files]
-    assert lines[2] == f"2 images: {out}"
+    assert lines[2] == f"2 of 2 images done; see {out / 'panels'}"
 
     predict = open_predictor(weights)
     said = predict(read_image(str(files[0])))

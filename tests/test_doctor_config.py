@@ -131,6 +131,13 @@ def test_a_missing_cache_names_its_command(distil: Callable[..., Any]) -> None:
     assert "python tools/cache_teacher.py --config-file my.yaml --task detection" in lines[0]
 
 
+def test_a_further_teacher_that_is_none_is_told_once(distil: Callable[..., Any]) -> None:
+    """No cache would mend it."""
+    lines = told(check_data(distil("detection", "TEACHER.DETECTION.MORE", "mmsegm://x"), "my.yaml"), "error")
+    assert len(lines) == 1 and "MORE[0]: unknown scheme in 'mmsegm://x'" in lines[0]
+    assert "cache_teacher" not in lines[0]
+
+
 def test_a_cache_that_lacks_images(distil: Callable[..., Any], tmp_path: Path) -> None:
     cfg = distil("segmentation")
     make_cache(cfg, "segmentation", tmp_path / "cache", keep=9)

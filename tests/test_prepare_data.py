@@ -181,6 +181,16 @@ def test_sbd_command(folders, monkeypatch, capsys):
     assert "looked for cls/" in message and "--sbd" in message and message.count("\n") == 1
 
 
+def test_voc_that_is_not_there(tmp_path, monkeypatch, capsys):
+    """One line that speaks of the tool's own option."""
+    (tmp_path / "empty").mkdir()
+    for folder, message in (("none", "--root: no such folder"), ("empty", "looked for ImageSets")):
+        assert run_tool(monkeypatch, "voc", "--root", tmp_path / folder) == 2
+        error = capsys.readouterr().err
+        assert message in error and "set --root" in error and "DATASETS" not in error
+        assert error.count("\n") == 1
+
+
 def test_voc_command_counts_what_is_missing_and_writes_the_list(folders, monkeypatch, capsys):
     _, voc = folders
     before = sorted(voc.rglob("*"))

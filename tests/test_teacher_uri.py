@@ -7,6 +7,7 @@ import pytest
 from scenekd.config import config_from_text, load_config
 from scenekd.engines.mmengine_data import own_config
 from scenekd.errors import UserError
+from scenekd.teachers.more import each_teacher
 from scenekd.teachers.uri import nearest, node_from_uri
 
 
@@ -80,6 +81,8 @@ def test_yaml_and_its_base(tmp_path):
 def test_in_the_keywords_of_an_mmengine_config():
     node = own_config(TEACHER={"SEGMENTATION": "folder:///soft"}).TEACHER.SEGMENTATION
     assert (node.TYPE, node.WEIGHTS) == ("folder", "/soft")
+    cfg = own_config(TEACHER={"DETECTION": {"TYPE": "folder", "WEIGHTS": "a", "MORE": "folder:///b"}})
+    assert [one.node.WEIGHTS for one in each_teacher(cfg, "detection")] == ["a", "/b"]
 
 
 def test_wrong_scheme_in_a_file_names_it(tmp_path):

@@ -27,7 +27,10 @@ def parse_args() -> argparse.Namespace:
     """The command line."""
     parser = config_parser(__doc__)
     parser.add_argument(
-        "--task", default="both", choices=(*TASKS, "both"), help="both: every task with a teacher"
+        "--task",
+        default="both",
+        choices=(*TASKS, "both"),
+        help="both: every task with a teacher; detection: with the teachers of TEACHER.DETECTION.MORE",
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="processes, on GPUs where there are some")
     parser.add_argument("--verify", action="store_true", help="recompute every checksum, compare the images")
@@ -66,15 +69,21 @@ def has_kind(cfg: Any, task: str, kinds: Sequence[str]) -> bool:
 
 def fill(cfg: Any, tasks: Sequence[str], args: argparse.Namespace) -> None:
     """Cache the tasks in one pass over the images, with a progress bar."""
-    with tqdm(desc=f"{' and '.join(tasks)} teacher", unit="image", dynamic_ncols=True) as bar:
+    bar: Any = None
+    options = {"processes": args.num_gpus, "resume": args.resume, "rebuild": args.rebuild}
 
-        def show(done: int, total: int) -> None:
-            if not bar.total:
-                bar.total, bar.initial, bar.n = total, done - 1, done - 1
-            bar.update(done - bar.n)
+    def show(done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:  # not before there is progress: what fails at once is one line
+            name = f"{' and '.join(tasks)} teacher"
+            bar = tqdm(desc=name, unit="image", total=total, initial=done - 1, dynamic_ncols=True)
+        bar.update(done - bar.n)
 
-        options = {"processes": args.num_gpus, "resume": args.resume, "rebuild": args.rebuild}
+    try:
         reports = cache_teachers(cfg, tasks, progress=show, **options)
+    finally:
+        if bar is not None:
+            bar.close()
     for report in reports:
         print(report)
 
@@ -94,6 +103,7 @@ def score(cfg: Any, tasks: Sequence[str]) -> None:
             with one.naming():
                 store = open_saved(one.cfg, task, data.records)
                 rows[one.key] = score_teacher(one.cfg, task, data, store=store)
+    print(f"in percent, of the labelled part of {data.name}; docs/teachers.md says what the columns are")
     print(score_table(rows))
 
 

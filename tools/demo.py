@@ -37,9 +37,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="FILE", help="images, or folders of them"
     )
-    parser.add_argument("--output", default="output/demo", metavar="DIR")
-    parser.add_argument("--min-score", type=float, default=MIN_SCORE, help="boxes below are not drawn")
-    return parser.parse_args()
+    parser.add_argument("--output", default="output/demo", metavar="DIR", help="default: output/demo")
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        default=MIN_SCORE,
+        metavar="SCORE",
+        help=f"boxes below are not drawn; in 0…1, default {MIN_SCORE:g}",
+    )
+    args = parser.parse_args()
+    if not 0 <= args.min_score <= 1:
+        raise UserError(f"--min-score: {args.min_score:g} is no score; give one in 0…1")
+    return args
 
 
 def named(files: Iterable[Path]) -> Iterator[tuple[str, Path]]:
@@ -129,7 +138,7 @@ def main() -> None:
     demo.finish()
     if bad == len(files):
         raise UserError(f"--input: none of the {bad} files is an image")
-    print(f"{len(files) - bad} images: {demo.output}")
+    print(f"{len(files) - bad} of {len(files)} images done; see {demo.output / 'panels'}")
     if bad:
         raise UserError(f"--input: {bad} of {len(files)} files could not be read")
 

@@ -50,9 +50,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     common.add_argument("--debug", action="store_true", help="show tracebacks")
 
     scenes = commands.add_parser("scenes", parents=[common], help="make the synthetic data set")
-    scenes.add_argument("--root", required=True, metavar="DIR")
-    scenes.add_argument("--split", action="append", type=parse_split, metavar="NAME=COUNT", dest="splits")
-    scenes.add_argument("--seed", type=int, default=0)
+    scenes.add_argument("--root", required=True, metavar="DIR", help="where it is made, in VOC's layout")
+    scenes.add_argument(
+        "--split",
+        action="append",
+        type=parse_split,
+        metavar="NAME=COUNT",
+        dest="splits",
+        help="images of a split, once for each split; default train=2000 and val=500",
+    )
+    scenes.add_argument("--seed", type=int, default=0, help="default 0")
     scenes.add_argument("--size", type=parse_size, default=(128, 160), metavar="HxW", help="default 128x160")
     scenes.add_argument("--border", type=int, default=0, metavar="N", help="void rim in pixels, default 0")
     scenes.set_defaults(run=run_scenes)
@@ -136,8 +143,8 @@ def report(args: argparse.Namespace, names: list[str], root: str, classes: tuple
     from scenekd.data.catalog import availability_report, load_dataset
 
     for name in args.report or names:
-        print()
-        print(availability_report(load_dataset(name, root=root, classes=classes, on_error="skip")))
+        found = availability_report(load_dataset(name, root=root, classes=classes, on_error="skip"))
+        print(f"\n{found}")
 
 
 def main() -> None:

@@ -80,5 +80,6 @@ class Facts:
         try:
             return load()
         except UserError as reason:
-            self.problems[name] = [error(str(reason), fix)]
+            problem = str(reason)
+            self.problems[name] = [error(problem, fix if "cache_teacher" in problem else "")]
             return None

@@ -26,6 +26,8 @@ def check_run(folder: str | Path) -> list[Finding]:
     folder = Path(folder)
     if not folder.is_dir():
         return [error(f"{folder}: no such folder", "give the OUTPUT_DIR of a run")]
+    if not (folder / "config.yaml").is_file():
+        return [error(f"{folder}: holds no config.yaml, as a run leaves it", "give the OUTPUT_DIR of a run")]
     findings = run_checks(
         [
             ("config.yaml", lambda: check_config_file(folder)),
@@ -66,7 +68,7 @@ def read_facts(folder: Path) -> RunFacts | None:
 
 
 def check_config_file(folder: Path) -> list[Finding]:
-    """A configuration that is missing or no longer understood."""
+    """A configuration that is no longer understood."""
     try:
         load_config(folder / "config.yaml")
     except UserError as reason:

@@ -53,12 +53,15 @@ def verify_voc(root: str | Path) -> list[tuple[Path, Findings]]:
         UserError: there is none.
     """
     folders: list[Path] = []
+    if not Path(root).is_dir():
+        raise UserError(f"--root: no such folder {root}; get PASCAL VOC from {VOC_SOURCE}")
     for year in ("2007", "2012", None):
         try:
             folder = find_voc_folder(str(root), year)
         except UserError as error:
             if year is None and not folders:
-                raise UserError(f"{error}; get it from {VOC_SOURCE}") from None
+                looked = str(error).partition("; set ")[0]  # DATASETS.ROOT is no option of the tool
+                raise UserError(f"{looked}; get it from {VOC_SOURCE}") from None
             continue
         if folder not in folders:
             folders.append(folder)
@@ -97,7 +100,9 @@ def _verify_folder(folder: Path) -> Findings:
     if not found.names:
         raise UserError(f"{folder / 'ImageSets'}: no list in Main or Segmentation; get {VOC_SOURCE}")
     if not have["SegmentationClassAug"]:
-        found.lines.append("no SegmentationClassAug; make it by: prepare_data.py sbd --sbd DIR --voc DIR")
+        found.lines.append(
+            "no SegmentationClassAug (not needed; prepare_data.py sbd makes it of SBD's masks)"
+        )
     return found
 
 

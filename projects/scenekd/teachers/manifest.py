@@ -89,7 +89,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(f"{folder}: no teacher cache here; {REBUILD}") from None
+        raise UserError(
+            f"{folder}: no teacher cache here; run tools/cache_teacher.py with this config to make it"
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: damaged; delete it and {REBUILD}") from None
     try:

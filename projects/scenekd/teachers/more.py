@@ -46,8 +46,10 @@ class OneTeacher(NamedTuple):
                 raise
             if _FIRST in text:
                 raise UserError(text.replace(_FIRST, self.key)) from None
-            whose = "" if self.node.TYPE else ", cached by a configuration of its own"
-            raise UserError(f"{self.key}{whose}: {text}") from None
+            if self.node.TYPE:
+                raise UserError(f"{self.key}: {text}") from None
+            text = text.replace("with this config", "with that one")
+            raise UserError(f"{self.key}, cached by a configuration of its own: {text}") from None
 
 
 def each_teacher(cfg: Any, task: str) -> list[OneTeacher]:
@@ -63,6 +65,7 @@ def each_teacher(cfg: Any, task: str) -> list[OneTeacher]:
             teachers that differ would share a cache.
     """
     more = cfg.TEACHER.DETECTION.MORE if task == "detection" else ()
+    more = (more,) if is_uri(more) else more  # in the keywords of an MMEngine config
     first = OneTeacher(task, f"TEACHER.{task.upper()}", cfg)
     teachers = [first, *(_further(cfg, entry, f"{_KEY}[{i}]") for i, entry in enumerate(more))]
     if len(teachers) > 1:
