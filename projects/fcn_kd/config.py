@@ -1,0 +1,26 @@
+"""The configuration keys of fcn_kd, below ``MODEL.FCN_KD`` and ``DISTILL``.
+
+The comment of a key is its documentation.
+"""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode as CN
+
+
+def add_fcn_kd_config(cfg: CN) -> None:
+    """Add ``cfg.MODEL.FCN_KD`` and ``cfg.DISTILL.LOSSES``. The defaults are the student of the paper: FCN on a
+    ResNet-50 of stride 32, whose head learns ten times as fast as its trunk."""
+    node = cfg.MODEL.FCN_KD = CN()
+    node.NETWORK = "fcn_resnet50"  # a name of networks.py, or mmseg://FILE for any EncoderDecoder
+    node.OUTPUT_STRIDE = 32  # 32 | 16 | 8: the trunk's last stages are dilated instead of strided
+    node.TRUNK_WIDTH = 64  # channels of a ResNet's first stage (64, the usual)
+    node.NORM = "BN"  # BN | SyncBN | FrozenBN | GN
+    node.HEAD_CHANNELS = 512
+    node.DROPOUT = 0.1
+    node.HEAD_LR_FACTOR = 10.0  # the head's learning rate over the trunk's
+    node.LOSS_SIZE = "image"  # image | logits: grid on which student, teacher and labels are compared
+
+    # Mappings, each one loss of scenekd/losses/distillation.py; empty: cross-entropy with the labels alone
+    cfg.DISTILL.LOSSES = ()
+    cfg.DISTILL.SEGMENTATION.TARGET = "logits"  # what is cached; every loss has a temperature of its own
