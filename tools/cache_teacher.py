@@ -19,7 +19,7 @@ from scenekd.teachers.cache import CacheStore, verify
 from scenekd.teachers.caching import cache_teachers
 from scenekd.teachers.more import each_teacher
 from scenekd.teachers.options import FOLDERS, KINDS, NETWORKS, cache_folder
-from scenekd.teachers.protocol import TASKS
+from scenekd.teachers.protocol import SAVED_TASKS
 from scenekd.teachers.score import score_table, score_teacher, write_scores
 
 
@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--task",
         default="both",
-        choices=(*TASKS, "both"),
+        choices=(*SAVED_TASKS, "both"),
         help="both: every task with a teacher; detection: with the teachers of TEACHER.DETECTION.MORE",
     )
     parser.add_argument("--num-gpus", type=int, default=1, help="processes, on GPUs where there are some")
@@ -45,7 +45,7 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config_file, config_overrides(args))
     kinds = KINDS if args.score else NETWORKS
-    tasks = [args.task] if args.task != "both" else [t for t in TASKS if has_kind(cfg, t, kinds)]
+    tasks = [args.task] if args.task != "both" else [t for t in SAVED_TASKS if has_kind(cfg, t, kinds)]
     if not tasks:
         raise UserError(
             f"{args.config_file}: no teacher to ask; set TEACHER.DETECTION.TYPE or "

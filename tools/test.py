@@ -84,6 +84,8 @@ def evaluate(args: argparse.Namespace) -> None:
             launch(run_native, (native, run), num_gpus=args.num_gpus)
         else:
             cfg = _config(config, file, overrides)
+            if len(files) == 1 and not args.out:
+                out = str(Path(cfg.OUTPUT_DIR) / "results.json")
             engine = choose_engine(args.engine, file.parent)
             launch(evaluate_once, (cfg, engine, False, out, args.show_dir), num_gpus=args.num_gpus)
 
@@ -101,9 +103,10 @@ def _config(config: str, file: Path, overrides: list[str]) -> CfgNode:
     cfg = load_config(config, overrides).clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(file)
-    if cfg.OUTPUT_DIR == get_cfg(cfg.SYSTEM).OUTPUT_DIR:
+    ours = checkpoint.config_of(file) is not None  # a bad file is told before the data is read
+    # Beside our own checkpoint lies its run; weights of others may lie where nothing can be written.
+    if ours and cfg.OUTPUT_DIR == get_cfg(cfg.SYSTEM).OUTPUT_DIR:
         cfg.OUTPUT_DIR = str(file.parent)
-    checkpoint.read(file)  # a bad file is told before the data is read
     cfg.freeze()
     return cfg
 

@@ -18,6 +18,7 @@ from scenekd.teachers.options import our_classes
 from .networks import NetworkSpec, find_network
 
 LOSS_SIZES = ("image", "logits")
+NO_CLASS = -100  # label of an image without a class; 255 may be one
 
 
 class SceneKDStudent(nn.Module):
@@ -40,6 +41,7 @@ class SceneKDStudent(nn.Module):
         if loss_size not in LOSS_SIZES:
             raise ValueError(f"LOSS_SIZE must be one of {', '.join(LOSS_SIZES)}, got {loss_size!r}")
         self.network, self.tasks, self.loss_size = network, (spec.task,), loss_size
+        self.ignore_index = NO_CLASS if spec.task == "classification" else IGNORE_INDEX
         for name, values in (("pixel_mean", spec.mean), ("pixel_std", spec.std)):
             self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
 
@@ -51,20 +53,29 @@ class SceneKDStudent(nn.Module):
     def forward(
         self, images: Tensor, targets: list[Target] | None = None
     ) -> dict[str, Tensor] | list[Prediction]:
-        """Losses of a batch in training mode, else one Prediction an image with dense logits on the network's own
-        grid (:meth:`Prediction.resize` makes the one interpolation)."""
+        """Losses of a batch in training mode, else one Prediction an image, with its class logits or with dense ones
+        on the network's own grid (:meth:`Prediction.resize` makes the one interpolation)."""
         if not self.training:
             size = (images.shape[-2], images.shape[-1])
-            return [Prediction(size=size, sem_seg=one) for one in self.logits(images)]
+            name = "class_scores" if self.tasks == ("classification",) else "sem_seg"
+            return [Prediction(size=size, **{name: one}) for one in self.logits(images)]
         if targets is None:
             raise ValueError("training mode needs targets")
-        logits = self.logits(images)
-        labels = dense_labels(targets, images)
+        logits, labels = self._on_one_grid(self.logits(images), self.labels(targets, images))
+        return {"loss_ce": cross_entropy(logits, labels, self.ignore_index)}
+
+    def labels(self, targets: list[Target], images: Tensor) -> Tensor:
+        """(B, H, W) int64 of dense labels, or (B,) of classes; ``ignore_index`` where there is none."""
+        if self.tasks == ("classification",):
+            return class_labels(targets, images.device)
+        return dense_labels(targets, images)
+
+    def _on_one_grid(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        if labels.dim() == 1:
+            return logits, labels
         if self.loss_size == "image":
-            logits = resize_logits(logits, labels.shape[-2:])
-        else:
-            labels = resize_labels(labels, logits.shape[-2:])
-        return {"loss_ce": cross_entropy(logits, labels)}
+            return resize_logits(logits, labels.shape[-2:]), labels
+        return logits, resize_labels(labels, logits.shape[-2:])
 
 
 def dense_labels(targets: list[Target], images: Tensor) -> Tensor:
@@ -73,11 +84,17 @@ def dense_labels(targets: list[Target], images: Tensor) -> Tensor:
     return torch.stack([void if t.sem_seg is None else t.sem_seg for t in targets])
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def class_labels(targets: list[Target], device: torch.device) -> Tensor:
+    """(B,) int64; NO_CLASS where an image has no class."""
+    labels = [NO_CLASS if t.class_label is None else t.class_label for t in targets]
+    return torch.tensor(labels, device=device)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """Mean over what is not void; 0 with a gradient of zeros where all is void."""
-    if not (labels != IGNORE_INDEX).any():
+    if not (labels != ignore_index).any():
         return zero_loss(logits)
-    return F.cross_entropy(at_least_float32(logits), labels, ignore_index=IGNORE_INDEX)
+    return F.cross_entropy(at_least_float32(logits), labels, ignore_index=ignore_index)
 
 
 def resize_logits(logits: Tensor, size: torch.Size) -> Tensor:
@@ -92,6 +109,11 @@ def resize_labels(labels: Tensor, size: torch.Size) -> Tensor:
     if labels.shape[-2:] == size:
         return labels
     return F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
+
+
+def tasks_of(cfg: CfgNode) -> tuple[str, ...]:
+    """The task of the configured network."""
+    return (find_network(cfg.MODEL.FCN_KD.NETWORK).task,)
 
 
 def build_model(cfg: CfgNode, *, pretrained: bool = True) -> SceneKDStudent:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from scenekd.anchor_grid import AnchorGrid
 from scenekd.errors import UserError
 from scenekd.losses.balance import GradNormBalance
-from scenekd.sample import TASKS, Prediction, Target
+from scenekd.sample import Prediction, Target
 
 from .criterion import BlitzCriterion
 from .heads import DetectionHead, PrototypeHead, SegmentationHead
@@ -26,7 +26,7 @@ from .trunks import PIXEL_MEAN, PIXEL_STD
 DEFAULT_TASKS = ("detection", "segmentation")
 NUM_VOC_CLASSES = 20  # an empty DATASETS.CLASSES means the 20 names of VOC
 
-# What the head of each task says, see MultiTaskNet.outputs.
+# The tasks, and what the head of each says, see MultiTaskNet.outputs.
 OUTPUTS = {
     "detection": ("class_logits", "offsets"),
     "segmentation": ("sem_seg",),
@@ -71,7 +71,7 @@ class MultiTaskNet(nn.Module):
         super().__init__()
         if problem := task_problem(tasks):
             raise ValueError(f"tasks must be known and complete, got {tuple(tasks)}; {problem}")
-        self.tasks = tuple(task for task in TASKS if task in tasks)
+        self.tasks = tuple(task for task in OUTPUTS if task in tasks)
         self.num_classes = num_classes
         self.anchor_grid = grid
         self.image_size = int(grid.image_size[0])
@@ -172,8 +172,8 @@ class MultiTaskNet(nn.Module):
 
 def task_problem(tasks: Sequence[str]) -> str:
     """What is wrong with a list of tasks; "" where nothing is."""
-    if not tasks or set(tasks) - set(TASKS):
-        return f"choose of {', '.join(TASKS)}"
+    if not tasks or set(tasks) - set(OUTPUTS):
+        return f"choose of {', '.join(OUTPUTS)}"
     if "instance_segmentation" in tasks and "detection" not in tasks:
         return "instance_segmentation needs detection; add it"
     return ""

@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,13 @@ def load_state(
         wrapped = all(name.startswith(prefix) for name in weights)
         if wrapped and not own.keys() & weights.keys():
             weights = {name[len(prefix) :]: value for name, value in weights.items()}
+    if not own.keys() & weights.keys():
+        weights = _below_child(own, weights)
     fitting = {n: v for n, v in weights.items() if n in own and own[n].shape == v.shape}
+    # Files older than torch 0.4.1 lack these counts, by which nothing is computed.
+    wanted = {n for n in own if not n.endswith(".num_batches_tracked")}
     report = LoadReport(
-        missing=sorted(own.keys() - weights.keys()),
+        missing=sorted(wanted - weights.keys()),
         unexpected=sorted(weights.keys() - own.keys()),
         mismatched=sorted(n for n in own.keys() & weights.keys() if own[n].shape != weights[n].shape),
         matched=len(fitting),
@@ -149,6 +154,14 @@ def load_state(
     if partial:
         logger.warning("%s: %d of %d tensors loaded (%s)", source, len(fitting), len(own), _examples(report))
     return report
+
+
+def _below_child(own: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a network that ``own`` keeps whole below a child of its own: under the child's name."""
+    for child in dict.fromkeys(name.partition(".")[0] for name in own):
+        if all(f"{child}.{name}" in own for name in weights):
+            return {f"{child}.{name}": value for name, value in weights.items()}
+    return weights
 
 
 def _bare_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

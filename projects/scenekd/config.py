@@ -28,7 +28,9 @@ _NATIVE = "# native configuration of "
 
 _AT_LEAST = {
     "SEED": 0,
+    "DATASETS.IMAGES_PER_CLASS": 0,
     "INPUT.SIZE": 1,
+    "INPUT.PAD_CROP": 0,
     "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.IMS_PER_BATCH": 1,
     "SOLVER.ACCUMULATE_STEPS": 1,

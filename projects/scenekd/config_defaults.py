@@ -15,12 +15,16 @@ def own_defaults() -> CN:
     data = cfg.DATASETS = CN()
     data.TRAIN = ()  # names; several are concatenated
     data.TEST = ()
-    data.ROOT = ""  # a VOCdevkit, a VOC-layout folder, or a folder with COCO's images and annotations
-    data.CLASSES = ()  # class names without background; empty: the 20 VOC names
+    data.ROOT = (
+        ""  # a VOCdevkit, a VOC-layout folder, or a folder of COCO, CIFAR, tiny-imagenet, or of classes
+    )
+    data.CLASSES = ()  # class names without background; empty: the 20 VOC names; for classification the files'
     data.ON_ERROR = "raise"  # raise | skip: unusable images are left out, counted and reported
     data.KEEP_BOXES = 1.0  # share of the training images that keep their boxes, chosen by image id
     data.KEEP_SEM_SEG = 1.0  # share of the training images that keep their mask, chosen by image id
     data.KEEP_INSTANCE_MASKS = 1.0  # share of the training images that keep the masks of their boxes
+    data.KEEP_CLASS_LABELS = 1.0  # share of the training images of each class that keep their class label
+    data.IMAGES_PER_CLASS = 0  # classification: take so many training images of each class; 0: all
     data.KEEP_SEED = 0
     data.MAX_IMAGES = 0  # take only the first images of each split; 0: all
     data.ALLOW_OVERLAP = False  # let a training image stand in the test set, or in a teacher's training set
@@ -33,6 +37,7 @@ def own_defaults() -> CN:
     inp.ZOOM_OUT_PER_RUN = False  # the thesis's code tosses the coin once per run; ours once per image
     inp.ZOOM_OUT_FILL_SEG = 255  # label of the padded border: 255 void, 0 background (the repository's)
     inp.CROP_PROB = 1.0  # the IoU crop; one of its choices is the whole image
+    inp.PAD_CROP = 0  # a window of the image's own size, moved by up to so many of its pixels (CIFAR: 4)
     inp.FLIP_PROB = 0.5
     inp.MIN_BOX_SIDE = 2.0  # pixels of the network input
 
@@ -161,7 +166,8 @@ def detectron2_defaults() -> CN:
     test.EVAL_PERIOD = 0  # iterations; 0: only at the end
     test.BATCH_SIZE = 1
     test.EVALUATOR = "native"  # native | framework
-    test.METRICS = ("sem_seg", "bbox", "segm")  # of the tasks that the model has; segm: mask AP
+    # Of the tasks that the model has; segm: mask AP
+    test.METRICS = ("sem_seg", "bbox", "segm", "classification")
     test.BOX_METRIC = "voc"  # voc: area AP at IoU .5; voc07: 11-point; coco: pycocotools
     test.ERROR_ANALYSIS = False  # kinds of wrong boxes: localisation, similar class, other class, background
     test.BEST_METRIC = ""  # for example sem_seg/mIoU: keeps model_best.pth

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from .config import import_system
 from .data.catalog import load_datasets
 from .data.policy import SourcePolicy, build_policy
 from .data.records import Dataset
@@ -44,7 +45,11 @@ class Facts:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Detection and segmentation, and the tasks beside them that a network of the configuration names."""
+        """Those of the network, where its system tells them (``tasks_of``); else detection and segmentation, and the
+        tasks beside them that a network of the configuration names."""
+        tasks_of = getattr(import_system(self.cfg.SYSTEM), "tasks_of", None)
+        if tasks_of is not None:
+            return tuple(tasks_of(self.cfg))
         nodes = [node for node in self.cfg.MODEL.values() if isinstance(node, Mapping)]
         named = {task for node in nodes for task in node.get("TASKS", ())}
         return tuple(task for task in TASKS if task in named | {"detection", "segmentation"})

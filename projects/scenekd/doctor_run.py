@@ -15,6 +15,7 @@ from .config import load_config
 from .doctor_findings import Finding, error, ok, run_checks, warning
 from .doctor_health import RunFacts, check_health, read_teacher_scores
 from .errors import UserError
+from .evaluation.evaluator import TASKS
 from .recorder import read_metrics
 
 _FLAT = 0.02  # a loss that fell by less than this part of itself is flat
@@ -158,7 +159,7 @@ def check_results(folder: Path) -> list[Finding]:
         return [warning(f"{path}: not there", test)]
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        return check_numbers({task: results[task] for task in ("sem_seg", "bbox", "segm") if task in results})
+        return check_numbers({task: results[task] for task in TASKS if task in results})
     except (ValueError, AttributeError, TypeError) as reason:
         return [error(f"{path}: damaged ({reason})", "score the checkpoint again with tools/test.py")]
 
@@ -170,6 +171,7 @@ def check_numbers(results: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
         ("sem_seg", "IoU-", "mIoU"),
         ("bbox", "AP-", "mAP"),
         ("segm", "AP-", "mAP"),
+        ("classification", "ACC-", "accuracy"),
     ):
         metrics = results.get(task)
         if metrics is None:

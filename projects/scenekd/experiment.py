@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from . import checkpoint, optim
-from .data.catalog import Dataset, assert_disjoint, load_datasets
+from .data.catalog import Dataset, assert_disjoint, load_datasets, with_class_names
 from .data.loader import make_loader
 from .data.mapper import Mapper
 from .data.policy import SourcePolicy, build_policy
@@ -51,6 +51,7 @@ class Experiment:
         resume: bool = False,
         whole: bool = False,
     ) -> None:
+        cfg = with_class_names(cfg)
         self.cfg, self.rank, self.world_size = cfg, rank, world_size
         self.whole = whole
         self.output_dir = Path(cfg.OUTPUT_DIR)

@@ -116,7 +116,7 @@ def dense_labels(soft: SoftSegmentation, size: tuple[int, int]) -> np.ndarray:
 
 def choose_records(dataset: Dataset, count: int) -> list[Record]:
     """``count`` records evenly spaced over those with the most kinds of labels: the same in every run."""
-    kinds = [record.has_boxes + record.has_sem_seg for record in dataset.records]
+    kinds = [r.has_boxes + r.has_sem_seg + r.has_class_label for r in dataset.records]
     rich = [record for record, kind in zip(dataset.records, kinds) if kind == max(kinds)]
     places = np.unique(np.linspace(0, len(rich) - 1, min(count, len(rich))).round().astype(int))
     return [rich[i] for i in places]
@@ -126,7 +126,7 @@ def with_ground_truth(dataset: Dataset, record: Record, views: list[View]) -> li
     """The labels of a record before ``views``; what it lacks stays empty. Masks of its boxes are shown where one of
     ``views`` has some."""
     mask = dataset.read_sem_seg(record) if record.has_sem_seg else None
-    truth = View("ground truth", record.boxes, record.labels, None, mask)
+    truth = View("ground truth", record.boxes, record.labels, None, mask, class_label=record.class_label)
     if record.has_instance_masks and any(view.masks is not None for view in views):
         truth.masks = dataset.read_instance_masks(record) == 1
     return [truth, *views]

@@ -15,11 +15,19 @@ from .report_html import Markup, escape, interval_bar, number, table
 from .teachers.score import HEADERS, TeacherScore, score_rows
 
 # Task, key of its per-class numbers, and what the column is called.
-_PER_CLASS = (("sem_seg", "IoU-", "IoU"), ("bbox", "AP-", "AP"), ("segm", "AP-", "mask AP"))
+_PER_CLASS = (
+    ("sem_seg", "IoU-", "IoU"),
+    ("bbox", "AP-", "AP"),
+    ("segm", "AP-", "mask AP"),
+    ("classification", "ACC-", "accuracy"),
+)
 _NAMES = {
     "pACC": "pixel accuracy",
     "mACC": "mean accuracy",
     "fwIoU": "frequency-weighted IoU",
+    "top5": "top-5 accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "ECE": "expected calibration error",
 }
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -43,7 +51,7 @@ def headlines(results: Results) -> list[Markup]:
 
 
 def per_class_table(results: Results) -> list[Markup]:
-    """IoU and AP of every class with their intervals; a dash where the ground truth holds none."""
+    """IoU, AP or accuracy of every class with their intervals; a dash where the ground truth holds none."""
     columns = [(results[task], key, title) for task, key, title in _PER_CLASS if task in results]
     names = dict.fromkeys(
         name[len(key) :]

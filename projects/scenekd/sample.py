@@ -4,8 +4,9 @@ Shape shorthand: H, W: image height and width; N: boxes; C: object classes; K = 
 background first; h, w: a teacher's own grid.
 
 Boxes are absolute (x1, y1, x2, y2) pixels, 0-based: a box that covers the whole image is (0, 0, W, H).
-Box labels are 0…C−1. Dense labels are 0 for background, 1…C for the classes, 255 for void. A box's mask is 1
-on its object, 0 elsewhere, 255 where that is not known; a box without a mask has 255 everywhere.
+Labels of boxes and of the whole image are 0…C−1. Dense labels are 0 for background, 1…C for the classes, 255 for
+void. A box's mask is 1 on its object, 0 elsewhere, 255 where that is not known; a box without a mask has 255
+everywhere.
 """
 
 from __future__ import annotations
@@ -83,9 +84,11 @@ class Sample:
         masks: (N, H0, W0) uint8 of the boxes, on the un-augmented image; or None where no box has one.
         sem_seg: (H, W) uint8, or None where missing.
         soft_seg: the teacher's dense output, or None.
+        class_label: of the whole image, 0…C−1, or None where missing.
         coordinates: (H, W, 2) float32, for every pixel the (x, y) it shows of the un-augmented image, as
             fractions of its width and height; outside [0, 1] nothing of the image is shown. None: identity.
-        has_boxes, has_sem_seg, has_instance_masks: whether ground truth of the task exists for this image.
+        has_boxes, has_sem_seg, has_instance_masks, has_class_label: whether ground truth of the task exists for this
+            image.
         has_teacher_boxes, has_teacher_masks: whether a teacher of detection, of instance masks looked at it.
         weights: what the policy chose for this image.
         height, width: size of the un-augmented image.
@@ -106,10 +109,12 @@ class Sample:
     masks: np.ndarray | None = None
     sem_seg: np.ndarray | None = None
     soft_seg: SoftSegmentation | None = None
+    class_label: int | None = None
     coordinates: np.ndarray | None = None
     has_boxes: bool = False
     has_sem_seg: bool = False
     has_instance_masks: bool = False
+    has_class_label: bool = False
     has_teacher_boxes: bool = False
     has_teacher_masks: bool = False
     weights: SourceWeights = field(default_factory=SourceWeights)
@@ -149,6 +154,7 @@ class Target:
         soft_seg: (K, h', w') float32, the teacher's output sampled at the end of augmentation, or None;
             (h', w'), as of ``masks``, is the network input or a whole fraction of it.
         soft_valid: (h', w') bool, True where ``soft_seg`` shows a part of the image.
+        class_label: of the whole image, or None.
         height, width: size of the un-augmented image, to which predictions are resized.
     """
 
@@ -162,9 +168,11 @@ class Target:
     sem_seg: Tensor | None = None
     soft_seg: Tensor | None = None
     soft_valid: Tensor | None = None
+    class_label: int | None = None
     has_boxes: bool = False
     has_sem_seg: bool = False
     has_instance_masks: bool = False
+    has_class_label: bool = False
     has_teacher_boxes: bool = False
     has_teacher_masks: bool = False
     weights: SourceWeights = field(default_factory=SourceWeights)
@@ -187,6 +195,7 @@ class Target:
             "detection": (self.has_boxes, self.has_teacher_boxes),
             "segmentation": (self.sem_seg is not None, self.soft_seg is not None),
             "instance_segmentation": (self.has_instance_masks and masks, self.has_teacher_masks and masks),
+            "classification": (self.class_label is not None, False),
         }[task]
         ground_truth, teacher = self.weights[task]
         return ground_truth * exists[0], teacher * exists[1]
@@ -220,6 +229,7 @@ class Prediction:
         sem_seg: (K, h, w) logits, or None where the network has no segmentation task.
         mask_logits: (N, h, w) of the boxes, over the whole image, or None where there is no such task.
         masks: (N, height, width) bool, inside the boxes, once resized.
+        class_scores: (C,) logits of the whole image, or None where the network has no such task.
         size: (height, width) that ``boxes`` and ``masks`` refer to.
     """
 
@@ -231,6 +241,7 @@ class Prediction:
     class_probabilities: Tensor | None = None
     mask_logits: Tensor | None = None
     masks: Tensor | None = None
+    class_scores: Tensor | None = None
 
     def resize(self, height: int, width: int) -> Prediction:
         """The prediction at another image size: boxes scaled and clipped, logits bilinearly resized; masks are

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-TASKS = ("detection", "segmentation", "instance_segmentation")
+# Tasks whose teachers' outputs are saved; what a teacher says of a whole image can only be had live.
+SAVED_TASKS = ("detection", "segmentation", "instance_segmentation")
+TASKS = (*SAVED_TASKS, "classification")
 
 
 class SourceWeights(Mapping[str, tuple[float, float]]):

@@ -23,7 +23,7 @@ SIDE = 300  # pixels of a tile's longer side: small images are enlarged, so that
 
 _MIN_TILE = 170  # pixels; room for the legend beside very long or very flat images
 _GAP, _CAPTION = 6, 20  # pixels
-_GREY, _INK = (226, 226, 226), (40, 40, 40)
+_GREY, _INK, _WRONG = (226, 226, 226), (40, 40, 40), (190, 30, 30)
 
 
 @dataclass
@@ -35,6 +35,7 @@ class View:
         boxes (N, 4), labels (N,), scores (N,): ``scores`` is None for ground truth.
         sem_seg: (H, W) uint8 class indices.
         masks: (N, H, W) bool of the boxes; all False for a box without one.
+        class_label: of the whole image. probability: of it; None for ground truth.
     """
 
     name: str
@@ -43,6 +44,8 @@ class View:
     scores: np.ndarray | None = None
     sem_seg: np.ndarray | None = None
     masks: np.ndarray | None = None
+    class_label: int | None = None
+    probability: float | None = None
 
     @classmethod
     def of_prediction(cls, name: str, prediction: Prediction) -> View:
@@ -55,7 +58,11 @@ class View:
         logits = prediction.sem_seg
         mask = None if logits is None else logits.argmax(0).to("cpu").numpy().astype(np.uint8)
         objects = None if prediction.masks is None else prediction.masks.cpu().numpy()
-        return cls(name, boxes, labels, scores, mask, objects)
+        view = cls(name, boxes, labels, scores, mask, objects)
+        if prediction.class_scores is not None:
+            probabilities = prediction.class_scores.detach().float().softmax(0)
+            view.class_label, view.probability = int(probabilities.argmax()), float(probabilities.max())
+        return view
 
 
 def panel(
@@ -68,7 +75,8 @@ def panel(
     side: int = SIDE,
     min_score: float = MIN_SCORE,
 ) -> np.ndarray:
-    """One RGB picture: the image, and one column for each view with its boxes above its mask, and a legend.
+    """One RGB picture: the image, and one column for each view with its boxes above its mask, and a legend. Classes
+    of the whole image are written into one more tile.
 
     A task that no view has makes no row. A view without a task's labels gets a plain tile that says so. Where
     no box scores ``min_score``, the surest few are drawn all the same, and the caption says so. Where a view has
@@ -89,13 +97,18 @@ def panel(
     if any(view.sem_seg is not None for view in views):
         rows.append([tiles.mask(view) for view in views])
     first, legend = tiles.captioned(tiles.image, title), tiles.legend(views, boxes=not by_object)
+    whole = [tiles.whole(views)] if any(view.class_label is not None for view in views) else []
     if len(rows) == 2:
         rows[0].insert(0, first)
         rows[1].insert(0, legend)
     elif by_object:  # colours say nothing of classes
         rows[0].insert(0, first)
-    else:
+    elif rows or not whole:
         rows = [[first, *(rows[0] if rows else []), legend]]
+    else:
+        rows = [[first]]
+    for row in rows:
+        row += whole
     return stack_tiles(rows)
 
 
@@ -186,6 +199,22 @@ class _Tiles:
             return self._plain(f"{view.name}: no mask", "no mask")
         mask = cv2.resize(view.sem_seg, self.size, interpolation=cv2.INTER_NEAREST)
         return self.captioned(blend_mask(self.image, mask, self.palette), f"{view.name}: mask")
+
+    def whole(self, views: Sequence[View]) -> np.ndarray:
+        """The class of the whole image by each view; wrong ones, where the first tells ground truth, in red."""
+        picture = Image.fromarray(self._padded(np.full((self.size[1], self.size[0], 3), 255, np.uint8)))
+        draw, line = ImageDraw.Draw(picture), TEXT + 5
+        truth = views[0].class_label if views[0].probability is None else None
+        for place, view in enumerate(views):
+            said, ink = "no class", _INK
+            if view.class_label is not None:
+                said = self.classes[view.class_label]
+                ink = _WRONG if truth is not None and view.class_label != truth else _INK
+            if view.probability is not None:
+                said += f" {100 * view.probability:.0f} %"
+            for row, text in enumerate((f"{view.name}:", f"  {said}")):
+                draw.text((4, 4 + (2 * place + row) * line), text, fill=ink if row else _INK, font=font(TEXT))
+        return self.captioned(np.asarray(picture), "class of the image")
 
     def legend(self, views: Sequence[View], boxes: bool = True) -> np.ndarray:
         """Name and colour of every class that some view shows, in a mask or (``boxes``) in the colour of a box."""

@@ -20,6 +20,7 @@ HEADLINES = (
     "bbox/mAP",
     "bbox/AP",
     "segm/AP",
+    "classification/accuracy",
 )  # AP50 is mAP under another name, or a part of AP
 
 Lines = Sequence[Mapping[str, Any]]

@@ -1,4 +1,4 @@
-"""From a name in ``DATASETS`` to records. VOC and COCO names are built in; other loaders plug in.
+"""From a name in ``DATASETS`` to records. Names of VOC, COCO and classification are built in; other loaders plug in.
 
 A loader is (predicate, function): ``predicate(name, root) -> bool`` says whether the name is its own, and
 ``function(name, root, classes, on_error) -> Dataset`` loads it.
@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from .classification import is_classification_name, load_classification
 from .coco import is_coco_name, load_coco
 from .records import Dataset, Record
-from .subset import stable_subset
+from .subset import stable_subset, subset_of_classes
 from .voc import is_voc_name, load_voc
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "load_dataset",
     "load_datasets",
     "register_loader",
+    "with_class_names",
 ]
 
 Predicate = Callable[[str, str], bool]
@@ -37,6 +39,7 @@ logger = logging.getLogger(__name__)
 _LOADERS: list[tuple[Predicate, Loader]] = [
     (lambda name, root: is_voc_name(name), load_voc),
     (is_coco_name, load_coco),
+    (lambda name, root: is_classification_name(name), load_classification),
 ]
 
 
@@ -80,15 +83,34 @@ def load_dataset(
     raise UserError(
         f"DATASETS: unknown data set {name!r} below {root or 'the default folders'}; use "
         "voc[YEAR]_seg|main|aug_<list>, coco_<stem of annotations/*.json>, "
+        "cifar10|cifar100|tiny_imagenet|folder_<split>, "
         "or a name that detectron2 or MMSegmentation knows"
     )
+
+
+def with_class_names(cfg: Any) -> Any:
+    """The configuration with ``DATASETS.CLASSES`` from the files, where it is empty and its data are for
+    classification; else as it is. A network, and its checkpoint, then know their classes.
+
+    Raises:
+        UserError: see :func:`load_dataset`.
+    """
+    names = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    if cfg.DATASETS.CLASSES or not names or not is_classification_name(names[0]):
+        return cfg
+    named = cfg.clone()
+    named.defrost()
+    named.DATASETS.CLASSES = load_dataset(names[0], cfg).classes
+    named.freeze()
+    return named
 
 
 def load_datasets(names: Sequence[str], cfg: Any, *, train: bool) -> Dataset:
     """Load and concatenate ``names``; an image that several of them hold is taken once.
 
-    ``DATASETS.MAX_IMAGES`` cuts each of them. With ``train``, ``KEEP_BOXES`` and ``KEEP_SEM_SEG`` leave
-    labels only on a share of the images that have them, the same ids in every run with the same KEEP_SEED.
+    ``DATASETS.MAX_IMAGES`` cuts each of them. With ``train``, ``IMAGES_PER_CLASS`` takes so many images of each
+    class, and the ``KEEP_…`` shares leave labels only on a part of the images that have them: the same ids in every
+    run with the same KEEP_SEED.
 
     Raises:
         UserError: see :func:`load_dataset`; no names; different classes; one id for two different images.
@@ -115,7 +137,7 @@ def load_datasets(names: Sequence[str], cfg: Any, *, train: bool) -> Dataset:
                 )
     records = list(merged.values())
     if train:
-        records = _keep_labels(records, node)
+        records = _keep_labels(_keep_images(records, node), node)
     return Dataset(
         name="+".join(names),
         classes=parts[0].classes,
@@ -123,6 +145,7 @@ def load_datasets(names: Sequence[str], cfg: Any, *, train: bool) -> Dataset:
         palette=parts[0].palette,
         skipped=[line for part in parts for line in part.skipped],
         clipped=sum(part.clipped for part in parts),
+        groups=parts[0].groups,
     )
 
 
@@ -130,7 +153,22 @@ _KEEP = {
     "KEEP_BOXES": "has_boxes",
     "KEEP_SEM_SEG": "has_sem_seg",
     "KEEP_INSTANCE_MASKS": "has_instance_masks",
+    "KEEP_CLASS_LABELS": "has_class_label",
 }
+
+
+def _class_labels(records: list[Record]) -> dict[str, int]:
+    return {record.image_id: record.class_label for record in records if record.class_label is not None}
+
+
+def _keep_images(records: list[Record], node: Any) -> list[Record]:
+    """``IMAGES_PER_CLASS`` images of each class, and those without a class."""
+    number = node.IMAGES_PER_CLASS
+    if not number:
+        return records
+    labels = _class_labels(records)
+    kept = subset_of_classes(labels, node.KEEP_SEED, number=number, salt="IMAGES_PER_CLASS")
+    return [record for record in records if record.class_label is None or record.image_id in kept]
 
 
 def _keep_labels(records: list[Record], node: Any) -> list[Record]:
@@ -139,6 +177,9 @@ def _keep_labels(records: list[Record], node: Any) -> list[Record]:
         fraction = node[key]
         if not 0.0 <= fraction <= 1.0:
             raise UserError(f"DATASETS.{key}: {fraction} is no share between 0 and 1")
+        if key == "KEEP_CLASS_LABELS":  # a share of each class, so that none is lost by chance
+            keep[key] = subset_of_classes(_class_labels(records), node.KEEP_SEED, fraction=fraction, salt=key)
+            continue
         labelled = [record.image_id for record in records if getattr(record, has)]
         keep[key] = stable_subset(labelled, fraction, node.KEEP_SEED, salt=key)
     kept = []
@@ -150,6 +191,8 @@ def _keep_labels(records: list[Record], node: Any) -> list[Record]:
             changes["object_masks"] = None
         if record.image_id not in keep["KEEP_SEM_SEG"]:
             changes |= {"sem_seg_file": None, "segmentation": None}
+        if record.image_id not in keep["KEEP_CLASS_LABELS"]:
+            changes["class_label"] = None
         kept.append(dataclasses.replace(record, **changes))
     return kept
 
@@ -182,9 +225,19 @@ def availability_report(dataset: Dataset) -> str:
     counts = [("detection", boxes), ("segmentation", masks), ("both", both)]
     if objects := sum(record.has_instance_masks for record in records):
         counts.append(("object masks", objects))
+    labelled = _class_labels(records)
+    if labelled:
+        counts.append(("classification", len(labelled)))
     for task, count in counts:
         lines.append(
             f"{task:<16}{count:>10}{total - count:>10}{100 * (total - count) / max(total, 1):>11.1f}"
+        )
+    if labelled and not boxes:
+        per_class = np.bincount(list(labelled.values()), minlength=len(dataset.classes))
+        groups = dataset.groups or ("",) * len(dataset.classes)
+        lines += ["", f"{'class':<24}{'images':>10}  group".removesuffix("" if dataset.groups else "  group")]
+        return "\n".join(
+            lines + [f"{n:<24}{k:>10}  {g}".rstrip() for n, k, g in zip(dataset.classes, per_class, groups)]
         )
     lines += ["", f"{'class':<16}{'images':>10}{'boxes':>10}{'difficult':>11}"]
     table = np.zeros((len(dataset.classes), 3), np.int64)

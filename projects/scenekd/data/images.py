@@ -78,6 +78,8 @@ def read_image(record: Record | str) -> np.ndarray:
     Raises:
         BadRecordError: missing, truncated, or not an image.
     """
+    if not isinstance(record, str) and record.pixels is not None:
+        return record.pixels.copy()
     path = record if isinstance(record, str) else record.file_name
     with _open(path) as image:
         try:

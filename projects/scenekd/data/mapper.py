@@ -135,6 +135,7 @@ class Mapper:
             has_boxes=record.has_boxes,
             has_sem_seg=record.has_sem_seg,
             has_instance_masks=available.get(INSTANCES, (False, False))[0],
+            has_class_label=record.has_class_label,
             has_teacher_boxes=available["detection"][1],
             has_teacher_masks=available.get(INSTANCES, (False, False))[1],
             weights=weights,
@@ -149,6 +150,8 @@ class Mapper:
         void_labels = self.void == "labels" and weights.segmentation_teacher > 0 and record.has_sem_seg
         if weights.segmentation_gt > 0 or void_labels:
             sample.sem_seg = self.dataset.read_sem_seg(record, (height, width))
+        if weights["classification"][0] > 0:
+            sample.class_label = record.class_label
         if weights.segmentation_teacher > 0:
             sample.soft_seg = self.teachers["segmentation"].get_segmentation(record.image_id)
             check_target(sample.soft_seg.form, self.soft_target, self.background)
@@ -219,6 +222,8 @@ class Mapper:
             sem_seg=None if sample.sem_seg is None else torch.from_numpy(sample.sem_seg).long(),
             soft_seg=soft_seg,
             soft_valid=soft_valid,
+            class_label=sample.class_label,
+            has_class_label=sample.has_class_label,
             has_boxes=sample.has_boxes,
             has_sem_seg=sample.has_sem_seg,
             has_instance_masks=sample.has_instance_masks,

@@ -33,6 +33,9 @@ class Record:
         segmentation: makes the mask where no file holds it: () → (H, W) uint8.
         object_masks: makes the masks of the boxes: (H, W) → (N, H, W) uint8, see :mod:`.instance_masks`; None
             where no box has one.
+        class_label: of the whole image, 0…C−1, or None where it has none.
+        pixels: (H, W, 3) uint8 RGB, the image itself where no file holds it alone; ``file_name`` says where it is
+            from.
     """
 
     image_id: str
@@ -46,6 +49,8 @@ class Record:
     sem_seg_file: str | None = None
     segmentation: Callable[[], np.ndarray] | None = None
     object_masks: Callable[[tuple[int, int]], np.ndarray] | None = None
+    class_label: int | None = None
+    pixels: np.ndarray | None = None
 
     @property
     def has_boxes(self) -> bool:
@@ -59,12 +64,17 @@ class Record:
     def has_instance_masks(self) -> bool:
         return self.boxes is not None and self.object_masks is not None
 
+    @property
+    def has_class_label(self) -> bool:
+        return self.class_label is not None
+
     def has(self, task: str) -> bool:
         """Whether the image has ground truth of a task."""
         return {
             "detection": self.has_boxes,
             "segmentation": self.has_sem_seg,
             "instance_segmentation": self.has_instance_masks,
+            "classification": self.has_class_label,
         }[task]
 
     def size(self) -> tuple[int, int]:
@@ -85,6 +95,7 @@ class Dataset:
         palette: (256, 3) uint8 RGB, colour of each mask index.
         skipped: one line for each image left out (``ON_ERROR: skip``).
         clipped: boxes that reached over the image's border and were clipped to it.
+        groups: name of the group of each class (CIFAR-100's superclasses); empty where there are none.
     """
 
     name: str
@@ -93,6 +104,7 @@ class Dataset:
     palette: np.ndarray = field(default_factory=voc_palette)
     skipped: list[str] = field(default_factory=list)
     clipped: int = 0
+    groups: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)

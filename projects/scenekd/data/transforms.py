@@ -25,6 +25,7 @@ __all__ = [
     "DropSmallBoxes",
     "Flip",
     "IoUCrop",
+    "PadCrop",
     "Photometric",
     "Resize",
     "Rotate",
@@ -181,6 +182,24 @@ def _iou(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return both / np.maximum(areas[0][:, None] + areas[1] - both, 1e-9)
 
 
+class PadCrop(_Window):
+    """Move the window by up to ``pad`` pixels each way: the image padded on all sides, and a random crop of its own
+    size (He et al., Deep Residual Learning, 2016, section 4.2). The padding has the mean colour.
+    """
+
+    def __init__(self, pad: int) -> None:
+        if pad < 0:
+            raise ValueError(f"pad must not be negative, got {pad}")
+        self.pad = pad
+
+    def propose(self, frame: Frame, rng: np.random.Generator) -> None:
+        if not self.pad:
+            return
+        right, down = (int(shift) for shift in rng.integers(-self.pad, self.pad + 1, 2))
+        frame.x0, frame.x1 = frame.x0 + right, frame.x1 + right
+        frame.y0, frame.y1 = frame.y0 + down, frame.y1 + down
+
+
 class Flip(_Window):
     """Mirror left to right with probability ``prob``."""
 
@@ -238,7 +257,7 @@ def build_transforms(cfg: Any, train: bool) -> Compose:
     )
     steps: list[Transform] = [Photometric()] if inp.PHOTOMETRIC else []
     steps += [
-        Windows([zoom_out, IoUCrop(inp.CROP_PROB), Flip(inp.FLIP_PROB), resize]),
+        Windows([zoom_out, IoUCrop(inp.CROP_PROB), PadCrop(inp.PAD_CROP), Flip(inp.FLIP_PROB), resize]),
         DropSmallBoxes(inp.MIN_BOX_SIDE),
     ]
     return Compose(steps)

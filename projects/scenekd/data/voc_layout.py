@@ -15,7 +15,7 @@ def find_voc_folder(root: str, year: str | None = None) -> Path:
     Without ``root``: $DETECTRON2_DATASETS, ./datasets and ./data are searched. Without ``year``: 2012, or the
     only year there is.
     """
-    roots = [Path(root)] if root else _default_roots()
+    roots = [Path(root)] if root else default_roots()
     looked: list[Path] = []
     for base in roots:
         same = base.parent / f"VOC{year}" if re.fullmatch(r"VOC\d{4}", base.name) and year else base
@@ -33,7 +33,8 @@ def find_voc_folder(root: str, year: str | None = None) -> Path:
     )
 
 
-def _default_roots() -> list[Path]:
+def default_roots() -> list[Path]:
+    """The folders that are searched where ``DATASETS.ROOT`` is empty."""
     named = os.environ.get("DETECTRON2_DATASETS")
     return ([Path(named)] if named else []) + [Path("datasets"), Path("data")]
 

@@ -11,9 +11,11 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvalua
 from fvcore.common.config import CfgNode
 
 from ..data.catalog import Dataset
+from ..evaluation.evaluator import Evaluator
 from ..report_panels import PanelFolder
 from ..visualize import View
 from .datasets import register_in_detectron2
+from .detectron2_parts import SceneKDEvaluator
 
 
 class _MaskedOnly(SemSegEvaluator):
@@ -77,7 +79,8 @@ class PanelEvaluator(DatasetEvaluator):
 
 
 def framework_evaluators(data: Dataset, cfg: CfgNode, tasks: tuple[str, ...]) -> DatasetEvaluators:
-    """SemSegEvaluator and COCOEvaluator for the tasks, on ``data`` registered under a name of its own."""
+    """SemSegEvaluator and COCOEvaluator for the tasks, on ``data`` registered under a name of its own; ours for
+    classification, which detectron2 does not know."""
     objects = [task for task in ("bbox", "segm") if task in tasks]
     name = register_in_detectron2(data, f"scenekd/{data.name}", object_masks="segm" in tasks)
     evaluators: list[DatasetEvaluator] = []
@@ -96,4 +99,6 @@ def framework_evaluators(data: Dataset, cfg: CfgNode, tasks: tuple[str, ...]) ->
         shutil.rmtree(folder, ignore_errors=True)
         coco = COCOEvaluator(name, tasks=tuple(objects), output_dir=str(folder), use_fast_impl=False)
         evaluators.append(_Percent(coco, objects, {"mAP": "AP"}))
+    if "classification" in tasks:
+        evaluators.append(SceneKDEvaluator(Evaluator.from_config(data, cfg, ("classification",))))
     return DatasetEvaluators(evaluators)

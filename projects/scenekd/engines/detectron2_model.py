@@ -115,4 +115,6 @@ def _output(prediction: Prediction, item: dict[str, Any]) -> dict[str, Any]:
         output["instances"] = instances
     if resized.sem_seg is not None:
         output["sem_seg"] = resized.sem_seg
+    if resized.class_scores is not None:
+        output["class_scores"] = resized.class_scores
     return output

@@ -131,6 +131,7 @@ class SceneKDEvaluator(DatasetEvaluator):
                 if boxes is not None and boxes.has("pred_masks")
                 else None,
                 sem_seg=None if dense is None else dense.argmax(0).cpu().numpy(),
+                class_scores=output.get("class_scores"),
             )
 
     def evaluate(self) -> dict[str, dict[str, Any]]:

@@ -139,4 +139,6 @@ def to_sample(
         )
         if resized.masks is not None:
             output.pred_instances.masks = resized.masks
+    if resized.class_scores is not None:
+        output.class_scores = resized.class_scores
     return output

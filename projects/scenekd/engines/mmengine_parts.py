@@ -155,6 +155,7 @@ class SceneKDMetric(BaseMetric):
                 scores=None if boxes is None else boxes["scores"].cpu().numpy(),
                 masks=None if masks is None else masks.cpu().numpy(),
                 sem_seg=None if dense is None else dense["data"][0].cpu().numpy(),
+                class_scores=sample.get("class_scores"),
             )
             self._process_framework(data_batch, sample, self._records[image_id])
 

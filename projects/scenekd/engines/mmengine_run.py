@@ -95,7 +95,7 @@ def _loader(loader: DataLoader[Any]) -> DataLoader[Any]:
 def _metric(experiment: Experiment) -> SceneKDMetric:
     metrics = experiment.metrics
     framework: dict[str, BaseMetric] = {}
-    # MMSegmentation has no detection metric; boxes stay with ours.
+    # MMSegmentation scores dense labels alone; the other tasks stay with ours.
     if experiment.cfg.TEST.EVALUATOR == "framework" and "sem_seg" in metrics:
         from mmseg.evaluation import IoUMetric  # its import prints, see _register_mmseg
 

@@ -13,7 +13,7 @@ from ..data.instance_masks import match_boxes, unknown_masks
 from ..data.policy import build_policy
 from ..data.soft import check_target
 from ..errors import UserError
-from ..sample import TASKS, SourceWeights
+from ..sample import SourceWeights
 from ..teachers.build import open_store
 from ..teachers.protocol import InstanceDetections, InstanceStore
 from .mmengine_annotations import box_fields
@@ -77,7 +77,7 @@ class SceneKDLoadTeacher(BaseTransform):
             "segmentation": results.get("has_sem_seg", "gt_seg_map" in results),
             "instance_segmentation": results.get("has_instance_masks", False),
         }
-        available = {task: (labels[task], has.get(task, False)) for task in TASKS}
+        available = {task: (there, has.get(task, False)) for task, there in labels.items()}
         weights: SourceWeights = self._policy_for(results).choose(image_id, 0, available)
         results.update(
             {"image_id": image_id, WEIGHTS: weights, "has_teacher_boxes": has.get("detection", False)}

@@ -109,10 +109,18 @@ def start_wandb(cfg: CfgNode) -> None:
     wandb.init(project="scenekd", dir=cfg.OUTPUT_DIR, config=cfg, sync_tensorboard=True)
 
 
+_HEADLINES = {
+    "sem_seg": ("mIoU", "pACC"),
+    "bbox": ("mAP", "AP50"),
+    "segm": ("AP", "AP50"),
+    "classification": ("accuracy", "top5"),
+}
+
+
 def summary_line(results: dict[str, dict[str, Any]]) -> str:
     """The headline numbers in one line."""
     parts = []
-    for task, names in (("sem_seg", ("mIoU", "pACC")), ("bbox", ("mAP", "AP50")), ("segm", ("AP", "AP50"))):
+    for task, names in _HEADLINES.items():
         mark = "mask " if task == "segm" else ""
         found = results.get(task, {})
         parts += [f"{mark}{name} {found[name]:.2f}" for name in names if name in found]

@@ -3,7 +3,7 @@
 Segmentation: every position takes the class that stands there most often in the training masks, positions
 compared as fractions of the image. Detection: every image gets, for each class, the mean training box of that
 class (as fractions of the image), scored by the share of training images that hold the class. Its mask is the
-filled box.
+filled box. Classification: every image has the classes' shares of the training images.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ class TrivialPredictor:
     def __init__(self, dataset: Dataset) -> None:
         self._layout = frequent_layout(dataset)
         self._boxes, self._scores = mean_boxes(dataset)
+        self._prior = class_prior(dataset)
 
     def predict(self, height: int, width: int) -> dict[str, np.ndarray | None]:
-        """boxes, labels, scores, masks and sem_seg of an image of that size; None for a task without labels."""
+        """boxes, labels, scores, masks, sem_seg and class_scores of an image of that size; None for a task without
+        labels."""
         layout, labels = self._layout, np.flatnonzero(self._scores)
         sem_seg = None
         if layout is not None:
@@ -38,6 +40,7 @@ class TrivialPredictor:
             "scores": self._scores[labels],
             "masks": fill_boxes(boxes, height, width) if len(labels) else None,
             "sem_seg": sem_seg,
+            "class_scores": self._prior,
         }
 
 
@@ -62,6 +65,16 @@ def frequent_layout(dataset: Dataset) -> np.ndarray | None:
             votes[mask[rows, columns], rows, columns] += 1
             masks += 1
     return votes.argmax(axis=0).astype(np.uint8) if masks else None
+
+
+def class_prior(dataset: Dataset) -> np.ndarray | None:
+    """(C,) log of each class's share of the images, one image of each class added so that none is 0; None without a
+    class label."""
+    labels = [record.class_label for record in dataset.records if record.class_label is not None]
+    if not labels:
+        return None
+    count = np.bincount(labels, minlength=len(dataset.classes)) + 1
+    return np.log(count / count.sum())
 
 
 def mean_boxes(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:

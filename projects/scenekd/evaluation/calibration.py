@@ -17,8 +17,19 @@ from .arrays import to_numpy
 BINS = 15
 
 
+def bin_of(confidence: np.ndarray, bins: int = BINS) -> np.ndarray:
+    """The bin of each confidence, int64 in 0…B − 1: [0, 1/B), [1/B, 2/B), … the last with 1.
+
+    Raises:
+        ValueError: a confidence outside 0…1.
+    """
+    if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1):
+        raise ValueError("confidences must lie in 0…1")
+    return np.minimum((confidence * bins).astype(np.int64), bins - 1)
+
+
 class CalibrationBins:
-    """Sums over predictions in bins of their confidence: [0, 1/B), [1/B, 2/B), … the last with 1.
+    """Sums over predictions in bins of their confidence, see :func:`bin_of`.
 
     Args:
         bins: B.
@@ -40,10 +51,8 @@ class CalibrationBins:
         confidence, right = to_numpy(confidence).reshape(-1), to_numpy(right).reshape(-1)
         if confidence.shape != right.shape:
             raise ValueError(f"{len(confidence)} confidences for {len(right)} predictions")
-        if confidence.size and not (confidence.min() >= 0 and confidence.max() <= 1):
-            raise ValueError("confidences must lie in 0…1")
         bins = len(self.count)
-        place = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+        place = bin_of(confidence, bins)
         self.count += np.bincount(place, minlength=bins)
         self.confidence += np.bincount(place, confidence, minlength=bins)
         self.right += np.bincount(place, right, minlength=bins)

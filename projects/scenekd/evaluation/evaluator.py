@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..sample import Prediction
 from .arrays import to_numpy
 from .baseline import TrivialPredictor
+from .classification import ClassificationRecords
 from .coco_api import CocoRecords, CocoTruth
 from .detection import DetectionRecords
 from .error_analysis import ErrorRecords
@@ -28,8 +29,13 @@ from .mask_records import MaskRecords
 from .semantic import SegmentationRecords
 
 ERRORS = "bbox_errors"  # beside the tasks: what the wrong boxes are
-TASKS = ("sem_seg", "bbox", "segm")
-METRIC_OF = {"detection": "bbox", "segmentation": "sem_seg", "instance_segmentation": "segm"}
+TASKS = ("sem_seg", "bbox", "segm", "classification")
+METRIC_OF = {
+    "detection": "bbox",
+    "segmentation": "sem_seg",
+    "instance_segmentation": "segm",
+    "classification": "classification",
+}
 _HAS = {task: name for name, task in METRIC_OF.items()} | {ERRORS: "detection"}
 BOX_METRICS = ("voc", "voc07", "coco")
 
@@ -112,10 +118,12 @@ class Evaluator:
             else CocoRecords(classes, self.coco_truth)
         )
         self._objects = MaskRecords(classes, self.mask_truth)
+        self._whole = ClassificationRecords(classes)
         every: dict[str, ImageRecords[Any]] = {
             "sem_seg": self._masks,
             "bbox": self._boxes,
             "segm": self._objects,
+            "classification": self._whole,
         }
         self._records = {task: every[task] for task in self.tasks}
         self._errors = ErrorRecords(classes)
@@ -132,6 +140,7 @@ class Evaluator:
             scores=prediction.scores,
             masks=prediction.masks,
             sem_seg=None if logits is None else logits.argmax(0),
+            class_scores=prediction.class_scores,
         )
 
     def add_arrays(
@@ -143,6 +152,7 @@ class Evaluator:
         scores: np.ndarray | Tensor | None = None,
         masks: np.ndarray | Tensor | None = None,
         sem_seg: np.ndarray | Tensor | None = None,
+        class_scores: np.ndarray | Tensor | None = None,
     ) -> None:
         """Record one image; None where the task is not predicted.
 
@@ -150,6 +160,7 @@ class Evaluator:
             boxes, labels, scores: (N, 4) xyxy pixels of the original image, (N,), (N,).
             masks: (N, H, W) bool of the boxes, at the original size.
             sem_seg: (H, W) class indices at the original size.
+            class_scores: (C,) logits of the whole image.
 
         Raises:
             ValueError: no such image in the data set.
@@ -171,6 +182,8 @@ class Evaluator:
                 self._add_objects(record, {"masks": masks, "labels": labels, "scores": scores})
             if sem_seg is not None and "sem_seg" in self.tasks and record.has_sem_seg:
                 self._add_mask(image_id, to_numpy(sem_seg))
+            if class_scores is not None and "classification" in self.tasks and record.class_label is not None:
+                self._whole.add(image_id, class_scores, record.class_label)
         except ValueError as error:
             raise UserError(f"prediction for image {image_id}: {error}") from None
 
@@ -204,7 +217,8 @@ class Evaluator:
                 self._records[task].merge(part)
 
     def summarize(self) -> dict[str, dict[str, Any]]:
-        """``{"sem_seg": {...}, "bbox": {...}, "segm": {...}}`` in percent; see the ``summary`` of each task's records.
+        """``{"sem_seg": {...}, "bbox": {...}, …}`` by :data:`TASKS`, in percent; see the ``summary`` of each task's
+        records.
 
         Raises:
             UserError: images of the data set were not predicted.

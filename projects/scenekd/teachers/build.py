@@ -22,7 +22,7 @@ from .manifest import REBUILD, Manifest
 from .more import each_teacher, merge_stores, set_nms
 from .options import FOLDERS, KINDS, NETWORKS, cache_folder, our_classes, teacher_node
 from .overlap import check_teacher_overlap
-from .protocol import Teacher, TeacherInfo, TeacherStore
+from .protocol import SAVED_TASKS, Teacher, TeacherInfo, TeacherStore
 from .sparse import SparseStore
 
 __all__ = [
@@ -140,6 +140,10 @@ def open_store(cfg: Any, task: str, records: Iterable[Record] = ()) -> TeacherSt
     Raises:
         UserError: nothing there, or it was made for other classes, by another teacher, or from other images.
     """
+    if task not in SAVED_TASKS:
+        raise UserError(
+            f"DISTILL.{task.upper()}.POLICY: what a teacher of {task} says is not saved; set it to ground_truth"
+        )
     records = list(records)
     if task == "segmentation":
         store = open_saved(cfg, task, records)

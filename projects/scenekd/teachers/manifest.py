@@ -16,7 +16,7 @@ from typing import Any
 
 from .. import __version__
 from ..errors import UserError
-from .protocol import TASKS
+from .protocol import SAVED_TASKS
 from .shards import Location, is_shard_name
 
 FORMAT = 1
@@ -107,7 +107,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _parse(body: dict[str, Any]) -> Manifest:
-    if body["task"] not in TASKS:
+    if body["task"] not in SAVED_TASKS:
         raise ValueError("task")
     rows = body.pop("records")
     records = {}

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from ..sample import TASKS, SoftSegmentation
+from ..source_weights import SAVED_TASKS
 from .runs import decode_runs, encode_runs
 
 __all__ = [
+    "SAVED_TASKS",
     "TASKS",
     "Detections",
     "InstanceDetections",

@@ -23,7 +23,7 @@ from ..sample import SoftSegmentation
 from .frozen import RANDOM, NetworkTeacher, to_array, to_bytes, to_tensor
 from .label_map import join_classes
 from .masks import masks_to_scores
-from .protocol import TASKS, TeacherOutput
+from .protocol import SAVED_TASKS, TeacherOutput
 from .torchvision_vectors import HeadProbabilities
 from .uri import nearest
 
@@ -68,7 +68,7 @@ class TorchvisionDetector(NetworkTeacher):
         self._take(net, device, amp)
         self._head = HeadProbabilities.of(net)
         self.has_masks = name.startswith("maskrcnn")
-        self.tasks = TASKS if self.has_masks else ("detection",)
+        self.tasks = SAVED_TASKS if self.has_masks else ("detection",)
         form = "scores" if self.has_masks else ""
         self._describe("torchvision", name, trained_on or _training_data(name, weights), form)
 
