@@ -5,6 +5,7 @@ python tools/prepare_data.py scenes --root DIR [--split train=2000 --split val=5
 python tools/prepare_data.py voc    --root VOCdevkit [--lists]
 python tools/prepare_data.py sbd    --sbd benchmark_RELEASE --voc VOCdevkit
 python tools/prepare_data.py coco   --root DIR
+python tools/prepare_data.py cifar10|cifar100|tiny_imagenet|folder --root DIR
 
 --report prints how many images lack the labels of each task.
 """
@@ -16,6 +17,12 @@ import argparse
 from scenekd.errors import UserError, run_cli
 
 DEFAULT_SPLITS = (("train", 2000), ("val", 500))
+CLASSIFICATION = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "tiny_imagenet": "tiny-imagenet",
+    "folder": "folders <split>/<class> of images",
+}
 
 
 def parse_split(text: str) -> tuple[str, int]:
@@ -81,6 +88,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     coco = commands.add_parser("coco", parents=[common], help="check COCO")
     coco.add_argument("--root", required=True, metavar="DIR", help="the folder with annotations/")
     coco.set_defaults(run=run_coco)
+
+    for kind, what in CLASSIFICATION.items():
+        classes = commands.add_parser(kind, parents=[common], help=f"check {what}")
+        classes.add_argument("--root", required=True, metavar="DIR", help="as DATASETS.ROOT")
+        classes.set_defaults(run=run_classes)
     return parser.parse_args(argv)
 
 
@@ -134,6 +146,16 @@ def run_coco(args: argparse.Namespace) -> None:
     print("\n".join(found.lines))
     report(args, found.names, args.root)
     found.check(COCO_SOURCE)
+
+
+def run_classes(args: argparse.Namespace) -> None:
+    """Check a data set for classification."""
+    from scenekd.data.verify_classes import verify_classes
+
+    found, source = verify_classes(args.command, args.root)
+    print("\n".join(found.lines))
+    report(args, found.names, args.root)
+    found.check(source)
 
 
 def report(args: argparse.Namespace, names: list[str], root: str, classes: tuple[str, ...] = ()) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .data.catalog import assert_disjoint
-from .data.mapper import Mapper
+from .data.mapper import INSTANCES, Mapper
 from .doctor_facts import Facts
 from .doctor_findings import Finding, error, run_checks, warning, without_repeats
 from .doctor_targets import check_targets
@@ -94,4 +94,5 @@ def check_loader(facts: Facts) -> list[Finding]:
         targets = [mapper(index)[1] for index in range(DRAWS)]
     except UserError as reason:
         return [error(str(reason))]
-    return check_targets(targets, facts.classes, facts.cfg.DISTILL.SEGMENTATION.TARGET)
+    tasks = [task for task in facts.tasks if task != INSTANCES]  # the mapper reads no masks of boxes here
+    return check_targets(targets, facts.classes, facts.cfg.DISTILL.SEGMENTATION.TARGET, tasks)

@@ -251,7 +251,8 @@ def check_classes(results: Mapping[str, Any]) -> list[Finding]:
         never = [name for name, value in scores.items() if value == 0]
         if never and len(never) < len(scores):
             evidence = f"{prefix}<class> is 0 for {len(never)} of {len(scores)}"
-            what = f"{group}: {', '.join(never)} never predicted rightly ({evidence})"
+            named = ", ".join(never[:8]) + (", …" if len(never) > 8 else "")
+            what = f"{group}: {named} never predicted rightly ({evidence})"
             fix = "count their labels with tools/prepare_data.py --report; more of them, or a longer run"
             findings.append(warning(what, fix))
     return findings

@@ -94,12 +94,15 @@ def check_soft_labels(
 
 
 def check_targets(
-    targets: Sequence[Target], num_classes: int, target: str = "probabilities"
+    targets: Sequence[Target],
+    num_classes: int,
+    target: str = "probabilities",
+    tasks: Sequence[str] = ("detection", "segmentation"),
 ) -> list[Finding]:
     """Targets of a batch that would spoil a loss in silence.
 
     Args:
-        num_classes: C. target: form of ``soft_seg``.
+        num_classes: C. target: form of ``soft_seg``. tasks: that the images should teach.
     """
     findings = []
     soft = [t for t in targets if t.soft_seg is not None]
@@ -121,9 +124,8 @@ def check_targets(
             findings.append(
                 error(f"box label {int(labels[0])} of {t.image_id} is outside 0…{num_classes - 1}")
             )
-    for task in ("detection", "segmentation"):
-        weights = [(getattr(t.weights, f"{task}_gt"), getattr(t.weights, f"{task}_teacher")) for t in targets]
-        if targets and not any(map(any, weights)):
+    for task in tasks:
+        if targets and not any(any(t.weights[task]) for t in targets):
             what = f"none of the first {len(targets)} images teaches {task}: no label, or no weight"
             findings.append(warning(what, f"see DISTILL.{task.upper()} and the labels that exist"))
     return findings

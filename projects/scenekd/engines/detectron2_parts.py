@@ -38,6 +38,11 @@ class SceneKDTrainer(SimpleTrainer):
         self.accumulate, self.grad_scaler = accumulate, grad_scaler
         self.losses: dict[str, Tensor] = {}
 
+    def before_train(self) -> None:
+        """Start the loader: that draws a random number, which must not fall between a step's seed and its dropout."""
+        super().before_train()
+        self._data_loader_iter  # noqa: B018 - made when first asked for
+
     def run_step(self) -> None:
         """One optimizer step."""
         start = time.perf_counter()

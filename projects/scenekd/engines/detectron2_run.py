@@ -43,7 +43,8 @@ def train(experiment: Experiment) -> dict[str, dict[str, Any]]:
         latest.clear()
         with experiment.extras.averaged():
             latest.update(_evaluate(experiment, model))
-        recorder.evaluated(trainer.iter + 1, latest)
+        # At the end of training the trainer has counted its last step already.
+        recorder.evaluated(min(trainer.iter + 1, cfg.SOLVER.MAX_ITER), latest)
         model.train()
         return {t: {k: v for k, v in m.items() if isinstance(v, float)} for t, m in latest.items()}
 
