@@ -23,4 +23,3 @@ def add_fcn_kd_config(cfg: CN) -> None:
 
     # Mappings, each one loss of scenekd/losses/distillation.py; empty: cross-entropy with the labels alone
     cfg.DISTILL.LOSSES = ()
-    cfg.DISTILL.SEGMENTATION.TARGET = "logits"  # what is cached; every loss has a temperature of its own

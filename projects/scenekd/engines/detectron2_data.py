@@ -23,7 +23,7 @@ from ..data.records import Dataset, Record
 from ..data.voc import is_voc_name
 from ..errors import UserError
 from ..models import build_model
-from ..sample import IGNORE_INDEX, Target
+from ..sample import IGNORE_INDEX, TASKS, Target
 from ..sampling import draw_rng
 from ..teachers.build import check_teacher_overlap, open_store
 from .datasets import register_in_detectron2
@@ -232,8 +232,8 @@ def _check_loader(cfg: CfgNode) -> None:
         raise UserError(
             "DATALOADER.FILTER_EMPTY_ANNOTATIONS: True drops the images without boxes; set it to False"
         )
-    for task, node in cfg.DISTILL.items():
-        if node.POLICY == "per_batch":
+    for task in (task.upper() for task in TASKS):
+        if cfg.DISTILL[task].POLICY == "per_batch":
             raise UserError(f"DISTILL.{task}.POLICY: per_batch needs SceneKD's own loader; use combined")
 
 

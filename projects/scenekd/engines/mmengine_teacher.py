@@ -13,7 +13,7 @@ from ..data.instance_masks import match_boxes, unknown_masks
 from ..data.policy import build_policy
 from ..data.soft import check_target
 from ..errors import UserError
-from ..sample import SourceWeights
+from ..sample import TASKS, SourceWeights
 from ..teachers.build import open_store
 from ..teachers.protocol import InstanceDetections, InstanceStore
 from .mmengine_annotations import box_fields
@@ -104,7 +104,8 @@ class SceneKDLoadTeacher(BaseTransform):
     def _policy_for(self, results: dict[str, Any]) -> Any:
         if self._policy is None:
             dataset = results.get(DATASET)
-            if dataset is None and any(n.POLICY == "fixed_subset" for n in self.cfg.DISTILL.values()):
+            nodes = [self.cfg.DISTILL[task.upper()] for task in TASKS]
+            if dataset is None and any(node.POLICY == "fixed_subset" for node in nodes):
                 raise UserError("DISTILL: fixed_subset needs the ids of the whole set; use a SceneKDDataset")
             ids = () if dataset is None else dataset.image_ids
             self._policy = build_policy(self.cfg, ids, self.stores)
