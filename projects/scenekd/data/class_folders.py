@@ -97,16 +97,18 @@ def find_tiny_imagenet(roots: Sequence[Path]) -> Path:
 
 def _read_val(dataset: Dataset, folder: Path, places: dict[str, int], on_error: str) -> None:
     path = folder / "val_annotations.txt"
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+
+    def read(numbered: tuple[int, str]) -> tuple[Record, int]:
+        number, line = numbered
         match = re.fullmatch(r"([^/\\\t]+)\t(\S+)(?:\t.*)?", line)
-        if match and match[2] in places:
-            file = folder / "images" / match[1]
-            dataset.records.append(Record(file.stem, str(file), class_label=places[match[2]]))
-            continue
-        problem = f"{path}: line {number} is not FILE, WNID of wnids.txt, box; mend or delete it"
-        if on_error != "skip":
-            raise BadRecordError(problem)
-        dataset.skipped.append(problem)
+        if match is None or match[2] not in places:
+            raise BadRecordError(
+                f"{path}: line {number} is not FILE, WNID of wnids.txt, box; mend or delete it"
+            )
+        file = folder / "images" / match[1]
+        return Record(file.stem, str(file), class_label=places[match[2]]), 0
+
+    dataset.fill(enumerate(_text(path).splitlines(), start=1), read, on_error)
 
 
 def _images(folder: Path) -> list[Path]:
