@@ -119,3 +119,32 @@ def test_arguments_that_do_not_fit(options, message):
     logits, offsets = outputs(1)
     with pytest.raises(ValueError, match=message):
         multibox_loss(logits, offsets, ANCHORS, *case([(0, 1, 1.0)]), **options)
+
+
+def test_unsure_boxes_count_by_their_confidence():
+    """Positives of confidence 1, ¼ and ¼: N = 1.5 instead of 3, and ⌊2 · 1.5⌋ = 3 negatives instead of 5 (all that
+    are left)."""
+    logits, offsets = outputs(1)
+    content = case([(2, 1, 1.0), (4, 0, 0.25), (6, 2, 0.25)])
+    by_anchors = multibox_loss(logits, offsets, ANCHORS, *content, negative_ratio=2)
+    losses = multibox_loss(logits, offsets, ANCHORS, *content, negative_ratio=2, normalise_by="confidence")
+    positive = [(2, 1, 1.0), (4, 0, 0.25), (6, 2, 0.25)]
+    class_term = sum(c * cross_entropies(logits[0, a], k) for a, k, c in positive)
+    negatives = cross_entropies(logits[0, [0, 1, 3, 5, 7]]).sort(descending=True).values
+    torch.testing.assert_close(losses["loss_cls"], (class_term + negatives[:3].sum()) / 1.5)
+    torch.testing.assert_close(by_anchors["loss_cls"], (class_term + negatives.sum()) / 3)
+    torch.testing.assert_close(losses["loss_box"], 2 * by_anchors["loss_box"])
+
+
+def test_sure_boxes_count_one_each_either_way():
+    logits, offsets = outputs(2)
+    content = case([(0, 1, 1.0), (4, 2, 1.0)], [(3, 0, 1.0)])
+    losses = multibox_loss(logits, offsets, ANCHORS, *content, normalise_by="confidence")
+    for name, value in multibox_loss(logits, offsets, ANCHORS, *content).items():
+        assert losses[name] == value
+
+
+def test_unknown_normaliser():
+    logits, offsets = outputs(1)
+    with pytest.raises(ValueError, match="normalise_by must be one of"):
+        multibox_loss(logits, offsets, ANCHORS, *case([]), normalise_by="images")

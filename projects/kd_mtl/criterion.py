@@ -114,6 +114,7 @@ class BlitzCriterion(nn.Module):
                     "doubt_iou": distill.DETECTION.NEGATIVES_IOU,
                     "doubt_ignore": distill.DETECTION.NEGATIVES_IGNORE,
                     "doubt_ground_truth": distill.DETECTION.NEGATIVES_GROUND_TRUTH,
+                    "normalise_by": distill.DETECTION.NORMALIZER,
                 },
                 balance=build_balance(
                     node.BALANCE,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scenekd.boxes import iou_matrix
-from scenekd.losses.multibox import background_loss, multibox_loss
+from scenekd.losses.multibox import NORMALISERS, background_loss, multibox_loss
 from scenekd.losses.reduce import Reduce, mean_over_processes
 from scenekd.matching import AnchorGrid, match_batch
 from scenekd.negatives import negative_weights
@@ -28,6 +28,7 @@ class DetectionTerm(nn.Module):
         doubt_iou, doubt_ignore: ``iou_threshold`` and ``ignore_score`` of :func:`scenekd.negatives.negative_weights`.
         doubt_ground_truth: whether negatives of the ground truth weigh less, too; there a doubtful box that
             overlaps an annotated one by ``iou_threshold`` says nothing new and is passed over.
+        normalise_by: of a teacher's boxes, see :func:`scenekd.losses.multibox.multibox_loss`.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -42,6 +43,7 @@ class DetectionTerm(nn.Module):
         doubt_iou: float = 0.4,
         doubt_ignore: float = 1.0,
         doubt_ground_truth: bool = False,
+        normalise_by: str = "anchors",
     ) -> None:
         super().__init__()
         if not 0 < iou_threshold <= 1:
@@ -52,6 +54,9 @@ class DetectionTerm(nn.Module):
             raise ValueError(
                 f"NEGATIVES_IOU and NEGATIVES_IGNORE must be in (0, 1], got {doubt_iou} and {doubt_ignore}"
             )
+        if normalise_by not in NORMALISERS:
+            raise ValueError(f"NORMALIZER must be one of {', '.join(NORMALISERS)}, got {normalise_by!r}")
+        self.normalise_by = normalise_by
         self.doubt_iou, self.doubt_ignore = doubt_iou, doubt_ignore
         self.doubt_ground_truth = doubt_ground_truth
         self.iou_threshold = iou_threshold
@@ -93,6 +98,7 @@ class DetectionTerm(nn.Module):
                 reduce=self.reduce,
                 class_targets=_columns(targets, own[images], "class_probabilities") if source else None,
                 box_weights=_columns(targets, own[images], "box_weights") if source else None,
+                normalise_by=self.normalise_by if source else "anchors",
                 negative_weights=self._negatives(targets, boxes[images], bool(source), anchors, grid),
             )
             total.append(torch.stack([result["loss_cls"], result["loss_box"]]))

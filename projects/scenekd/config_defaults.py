@@ -86,6 +86,7 @@ def own_defaults() -> CN:
     distill.DETECTION.MIN_SCORE = 0.001  # teacher boxes below are dropped; 0 keeps all
     distill.DETECTION.USE_CONFIDENCE = True  # False: teacher boxes weigh like ground truth
     distill.DETECTION.CLASS_TARGET = "hard"  # hard | vector: anchors learn a box's class, or distribution
+    distill.DETECTION.NORMALIZER = "anchors"  # anchors | confidence: what counts as a teacher's positives
     distill.DETECTION.BOX_WEIGHT = "score"  # score | quality | none: of teacher boxes in the box loss
     distill.DETECTION.NEGATIVES = "plain"  # plain | teacher_aware: under a teacher's box they weigh less
     distill.DETECTION.NEGATIVES_IOU = 0.4  # of teacher_aware: an anchor is under a box from here on

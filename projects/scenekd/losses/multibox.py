@@ -17,6 +17,8 @@ from ..boxes import encode
 from ..matching import AnchorMatch
 from .reduce import Reduce, at_least_float32, mean_over_processes, safe_count
 
+NORMALISERS = ("anchors", "confidence")
+
 
 def multibox_loss(
     class_logits: Tensor,
@@ -32,6 +34,7 @@ def multibox_loss(
     class_targets: Sequence[Tensor | None] | None = None,
     box_weights: Sequence[Tensor | None] | None = None,
     negative_weights: Tensor | None = None,
+    normalise_by: str = "anchors",
 ) -> dict[str, Tensor]:
     """Class and box loss of the images that take part, divided by the number of their positives.
 
@@ -42,7 +45,9 @@ def multibox_loss(
     The negatives are those of highest CE in the whole batch of this process, min(``negative_ratio`` ·
     positives, available) of them, each of confidence 1. Without a positive there are no negatives either,
     and both losses are 0 with a gradient of zeros. N is a number of anchors, not the sum of their
-    confidences: an unsure box weighs less.
+    confidences: an unsure box weighs less. With ``normalise_by="confidence"`` positives_i is the sum of the positives'
+    confidences, in N and in the number of negatives: a hundred boxes of score .01 then count as one sure box, and
+    neither thin out the loss of the sure ones nor call for negatives of their own (ours).
 
     With ``class_targets`` a positive learns its box's whole distribution p: its class term is Σ_k −p_k log q_k,
     with weight 1, for p says already, by the share of background, how unsure the box is (Hinton et al. 2015; for
@@ -63,6 +68,7 @@ def multibox_loss(
             labels and confidences.
         box_weights: for each image (N_i,) ≥ 0, or None: its boxes' confidences.
         negative_weights: (B, A) ≥ 0.
+        normalise_by: ``anchors`` or ``confidence``.
 
     Returns:
         ``loss_cls`` and ``loss_box``, scalars, and ``num_pos``, the number of positives here.
@@ -72,15 +78,19 @@ def multibox_loss(
     """
     weights = _check(class_logits, offsets, anchors, matches, boxes, image_weights, negative_ratio)
     _check_options(class_logits, boxes, class_targets, box_weights, negative_weights)
+    if normalise_by not in NORMALISERS:
+        raise ValueError(f"normalise_by must be one of {', '.join(NORMALISERS)}, got {normalise_by!r}")
     positive = _positives(class_logits, anchors, matches, boxes, weights, class_targets, box_weights)
     index, num_anchors = positive.place, len(anchors)
     weight = weights[index.div(num_anchors, rounding_mode="floor")]
-    normaliser = safe_count(reduce(weight.sum()))
+    by_anchors = normalise_by == "anchors"
+    normaliser = safe_count(reduce((weight if by_anchors else weight * positive.confidence).sum()))
 
     logits = at_least_float32(class_logits.flatten(0, 1))
     if background is None:
         background = background_loss(class_logits)
-    negatives = _hardest_negatives(background, index, matches, weights, negative_ratio, negative_weights)
+    wanted = int(negative_ratio * (len(index) if by_anchors else float(positive.confidence.sum())))
+    negatives = _hardest_negatives(background, index, matches, weights, wanted, negative_weights)
     negative_weight = weights[negatives.div(num_anchors, rounding_mode="floor")]
     if negative_weights is not None:
         negative_weight = negative_weight * negative_weights.to(weights).flatten()[negatives]
@@ -102,11 +112,12 @@ def multibox_loss(
 
 
 class _Positives(NamedTuple):
-    """Of every positive: its index in the flattened batch (M,), label (M,), weight in the class and in the box
-    term (M,), coded box (M, 4), and the distribution that it learns (M, C + 1), or None: its label."""
+    """Of every positive: its index in the flattened batch (M,), label (M,), confidence (M,), weight in the class and
+    in the box term (M,), coded box (M, 4), and the distribution that it learns (M, C + 1), or None: its label."""
 
     place: Tensor
     label: Tensor
+    confidence: Tensor
     class_weight: Tensor
     box_weight: Tensor
     coded: Tensor
@@ -133,7 +144,7 @@ def _positives(
     if not found:
         none, nothing = torch.zeros(0, dtype=torch.int64, device=device), weights.new_zeros(0)
         vector = None if class_targets is None else weights.new_zeros(0, num_classes)
-        return _Positives(none, none, nothing, nothing, weights.new_zeros(0, 4), vector)
+        return _Positives(none, none, nothing, nothing, nothing, weights.new_zeros(0, 4), vector)
     anchor, label, confidence = (
         torch.cat([getattr(match, name) for match in found]).to(device)
         for name in ("anchor", "label", "confidence")
@@ -151,9 +162,8 @@ def _positives(
     if box_weights is not None:
         given = [None if (own := box_weights[i]) is None else own[m.box] for i, m in zip(image, found)]
         box_weight = _filled(given, confidence, counts)
-    return _Positives(
-        anchor + first.repeat_interleave(counts), label, class_weight, box_weight, coded, vector
-    )
+    place = anchor + first.repeat_interleave(counts)
+    return _Positives(place, label, confidence, class_weight, box_weight, coded, vector)
 
 
 def _filled(given: Sequence[Tensor | None], default: Tensor, counts: Tensor) -> Tensor:
@@ -173,11 +183,10 @@ def _hardest_negatives(
     positives: Tensor,
     matches: Sequence[AnchorMatch | None],
     weights: Tensor,
-    ratio: float,
+    wanted: int,
     importance: Tensor | None,
 ) -> Tensor:
-    """Indices, in the flattened batch, of the unmatched anchors that look least like background."""
-    wanted = int(ratio * len(positives))
+    """Indices, in the flattened batch, of so many unmatched anchors that look least like background."""
     if not wanted:
         return positives[:0]
     absent = torch.tensor([match is None for match in matches], device=background.device) | (weights == 0)
