@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from kd_mtl import BlitzNet
-from kd_mtl.blocks import group_norm
+from scenekd.nets.norms import group_norm
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision import models
 
-from kd_mtl.trunks import TRUNKS, build_trunk, convert_norm
 from scenekd.errors import UserError
+from scenekd.nets.norms import convert_norm
+from scenekd.nets.trunks import TRUNKS, build_trunk
 
 # torchvision's published parameter counts, less the classification layer (1000 classes)
 PARAMETERS = {
@@ -139,6 +140,32 @@ def test_sync_norm_on_the_cpu_is_plain_norm():
     assert all(torch.equal(value, synced.state_dict()[key]) for key, value in plain.state_dict().items())
 
 
+@pytest.mark.parametrize("output_stride", [16, 8])
+@torch.no_grad()
+def test_dilation_equals_torchvision(output_stride):
+    """torchvision dilates stages 3 and 4 where their place in its list is True."""
+    torch.manual_seed(0)
+    model = models.resnet50(replace_stride_with_dilation=[False, output_stride == 8, True]).eval()
+    trunk = build_trunk("resnet50", output_stride=output_stride).eval()
+    trunk.load_state_dict(model.state_dict(), strict=False)
+    x = torch.rand(1, 3, 97, 65)
+    maps = trunk(x)
+    for i, expected in torchvision_maps("resnet50", model, x).items():
+        torch.testing.assert_close(maps[i], expected)
+    assert maps[3].shape[-2:] == (-(-97 // output_stride), -(-65 // output_stride))
+
+
+@torch.no_grad()
+def test_a_dilated_trunk_sees_what_a_strided_one_sees():
+    """Every second cell of a dilated ResNet-18's last stage is the strided one's, as its convolutions skip the cells
+    between."""
+    torch.manual_seed(0)
+    strided, dilated = (build_trunk("resnet18", width=8, output_stride=s).eval() for s in (32, 16))
+    dilated.load_state_dict(strided.state_dict())
+    x = torch.rand(1, 3, 128, 128)
+    torch.testing.assert_close(dilated(x)[3][..., ::2, ::2], strided(x)[3])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -146,6 +173,9 @@ def test_sync_norm_on_the_cpu_is_plain_norm():
         ({"name": "resnet18", "norm": "LN"}, "NORM: unknown norm 'LN'"),
         ({"name": "vgg16", "width": 32}, "TRUNK_WIDTH: vgg16"),
         ({"name": "resnet18", "stride_in_1x1": True}, "STRIDE_IN_1X1: resnet18"),
+        ({"name": "resnet18", "output_stride": 4}, "OUTPUT_STRIDE: 4; resnet18 has 32, 16, 8"),
+        ({"name": "vgg16", "output_stride": 16}, "OUTPUT_STRIDE: 16; vgg16 has 32"),
+        ({"name": "resnet99", "key": "MODEL.FCN_KD"}, "MODEL.FCN_KD.TRUNK: unknown trunk"),
     ],
 )
 def test_errors(options, message):

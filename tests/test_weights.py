@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from kd_mtl.pkl_weights import trunk_arrays
-from kd_mtl.trunks import PIXEL_MEAN, PIXEL_STD, build_trunk
-from kd_mtl.weights import load_pretrained
 from scenekd.array_pickle import load_array_pickle
 from scenekd.errors import UserError
+from scenekd.nets.pkl_weights import trunk_arrays
+from scenekd.nets.trunks import PIXEL_MEAN, PIXEL_STD, build_trunk
+from scenekd.nets.weights import load_pretrained
 
 
 def random_trunk(name: str, seed: int, **options) -> nn.Module:

@@ -17,13 +17,15 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scenekd.errors import UserError
+from scenekd.nets.trunks import build_trunk
+from scenekd.nets.weights import load_pretrained
 from scenekd.registry import register
 
 from .anchors import anchor_grid, block_sizes, prediction_sizes
 from .blocks import Streams
 from .multitask import DEFAULT_TASKS, NUM_VOC_CLASSES, MultiTaskNet, shared_options
-from .trunks import build_trunk
-from .weights import load_pretrained
+
+_KEY = "MODEL.BLITZNET"
 
 
 @register("model", "BlitzNet")
@@ -34,8 +36,8 @@ class BlitzNet(MultiTaskNet):
     Args:
         image_size: side of the square input, at least 64; see :mod:`.anchors` for what it decides.
         num_classes, tasks, criterion, postprocess: see :class:`.multitask.MultiTaskNet`.
-        trunk, trunk_width, norm, stride_in_1x1: see :func:`.trunks.build_trunk`.
-        pretrained: weights of the trunk, see :func:`.weights.load_pretrained`; "" for none.
+        trunk, trunk_width, norm, stride_in_1x1: see :func:`scenekd.nets.trunks.build_trunk`.
+        pretrained: weights of the trunk, see :func:`scenekd.nets.weights.load_pretrained`; "" for none.
         x4: predict at stride 4 too.
         block_channels: (inner, outer) of the downscale stream's bottleneck units.
         stream_channels, neck_channels, resize: of the upscale stream, see :class:`.blocks.ResSkip`.
@@ -74,7 +76,7 @@ class BlitzNet(MultiTaskNet):
         )
         self.trunk_name, self.norm = trunk, norm
         map_sizes = prediction_sizes(image_size, x4)
-        self.trunk = build_trunk(trunk, width=trunk_width, norm=norm, stride_in_1x1=stride_in_1x1)
+        self.trunk = build_trunk(trunk, width=trunk_width, norm=norm, stride_in_1x1=stride_in_1x1, key=_KEY)
         self.streams = Streams(
             self.trunk.channels,
             num_blocks=len(block_sizes(image_size)),
@@ -94,7 +96,7 @@ class BlitzNet(MultiTaskNet):
             mask_channels=mask_channels,
         )
         if pretrained:
-            load_pretrained(self.trunk, trunk, pretrained)
+            load_pretrained(self.trunk, trunk, pretrained, key=_KEY)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, pretrained: bool = True) -> BlitzNet:
@@ -124,8 +126,8 @@ class BlitzNet(MultiTaskNet):
         )
 
     def load_trunk(self, source: str) -> None:
-        """Load a weight file of the trunk alone, see :func:`.weights.load_pretrained`."""
-        load_pretrained(self.trunk, self.trunk_name, source)
+        """Load a weight file of the trunk alone, see :func:`scenekd.nets.weights.load_pretrained`."""
+        load_pretrained(self.trunk, self.trunk_name, source, key=_KEY)
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """The upscale stream's maps and pool6, see :class:`.blocks.Streams`."""

@@ -5,39 +5,15 @@ Every convolution here has no bias and is followed by batch normalisation, as in
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scenekd.nets.norms import norm_layer
+
 TRUNK_BLOCKS = 4  # block1 … block4 are the trunk's
-
-
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's SyncBatchNorm, for accelerators; on the CPU (gloo) each process uses its own batch."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.device.type == "cpu":
-            return nn.BatchNorm2d.forward(self, input)
-        return super().forward(input)
-
-
-GROUP_CHANNELS = 8
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation (Wu & He, ECCV 2018) over groups of eight channels: right for small batches, where the
-    statistics of a one-cell map over a few images are noise."""
-    return nn.GroupNorm(math.gcd(channels, max(1, channels // GROUP_CHANNELS)), channels)
-
-
-def norm_layer(norm: str, channels: int) -> nn.Module:
-    """``BN``, ``SyncBN`` or ``GN``, trainable. ``FrozenBN`` is for the trunk, here it is BN."""
-    if norm == "GN":
-        return group_norm(channels)
-    return SyncBatchNorm(channels) if norm == "SyncBN" else nn.BatchNorm2d(channels)
 
 
 def conv_norm(

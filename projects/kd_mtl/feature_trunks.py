@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from scenekd.errors import UserError
-
-from .trunks import TRUNKS, build_trunk
-from .weights import load_pretrained
+from scenekd.nets.trunks import TRUNKS, build_trunk
+from scenekd.nets.weights import load_pretrained
 
 PREFIX = "timm:"
 STRIDES = (4, 8, 16, 32)
@@ -82,14 +81,14 @@ def build_feature_trunk(name: str, image_size: int, *, width: int, norm: str, pr
     """A trunk with ``channels`` and maps at strides 4, 8, 16, 32.
 
     Args:
-        name: ``timm:<name>``, or one of :data:`.trunks.TRUNKS`, for which ``width`` and ``norm`` count.
-        pretrained: see :class:`TimmTrunk` and :func:`.weights.load_pretrained`; "" for none.
+        name: ``timm:<name>``, or one of :data:`scenekd.nets.trunks.TRUNKS`, for which ``width`` and ``norm`` count.
+        pretrained: see :class:`TimmTrunk` and :func:`scenekd.nets.weights.load_pretrained`; "" for none.
     """
     if is_timm(name):
         return TimmTrunk(name.removeprefix(PREFIX), image_size, pretrained)
     if name not in TRUNKS:
         raise UserError(f"{_KEY}.TRUNK: {name!r}; choose timm:<name>, or one of {', '.join(TRUNKS)}")
-    trunk = build_trunk(name, width=width, norm=norm)
+    trunk = build_trunk(name, width=width, norm=norm, key=_KEY)
     if pretrained:
         load_feature_trunk(trunk, name, pretrained)
     return trunk
@@ -102,7 +101,7 @@ def load_feature_trunk(trunk: nn.Module, name: str, source: str) -> None:
         loaded = TimmTrunk(name.removeprefix(PREFIX), trunk.image_size, source)
         trunk.load_state_dict(loaded.state_dict())
     else:
-        load_pretrained(trunk, name, source)
+        load_pretrained(trunk, name, source, key=_KEY)
 
 
 @torch.no_grad()

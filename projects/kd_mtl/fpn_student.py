@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from scenekd.errors import UserError
+from scenekd.nets.norms import group_norm
 from scenekd.registry import register
 
 from .anchors import MIN_IMAGE_SIZE, grid_of
-from .blocks import group_norm
 from .feature_trunks import build_feature_trunk, is_timm, load_feature_trunk, map_sizes
 from .multitask import DEFAULT_TASKS, NUM_VOC_CLASSES, MultiTaskNet, shared_options
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from scenekd.anchor_grid import AnchorGrid
 from scenekd.errors import UserError
 from scenekd.losses.balance import GradNormBalance
+from scenekd.nets.trunks import PIXEL_MEAN, PIXEL_STD
 from scenekd.sample import Prediction, Target
 
 from .criterion import BlitzCriterion
 from .heads import DetectionHead, PrototypeHead, SegmentationHead
 from .postprocess import PostProcess
-from .trunks import PIXEL_MEAN, PIXEL_STD
 
 DEFAULT_TASKS = ("detection", "segmentation")
 NUM_VOC_CLASSES = 20  # an empty DATASETS.CLASSES means the 20 names of VOC

@@ -16,20 +16,20 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from scenekd.array_pickle import load_array_pickle
-from scenekd.errors import UserError
-
+from ..array_pickle import load_array_pickle
+from ..errors import UserError
 from .pkl_weights import trunk_arrays
 
 _KEY = "MODEL.WEIGHTS"
 _LOG = logging.getLogger(__name__)
 
 
-def load_pretrained(trunk: nn.Module, name: str, source: str) -> None:
+def load_pretrained(trunk: nn.Module, name: str, source: str, *, key: str = "MODEL") -> None:
     """Load ``source`` into ``trunk``, in place.
 
     Args:
         name: torchvision's name of the architecture. source: ``torchvision`` or the path of a weight file.
+        key: the configuration node whose TRUNK it is, for errors.
 
     Raises:
         UserError: the weights cannot be had, are no weights, or fit no layer; or one has another shape.
@@ -43,21 +43,21 @@ def load_pretrained(trunk: nn.Module, name: str, source: str) -> None:
             f"{_KEY}: {source} is a ResNet with a deep stem (ResNetV1c or V1d), which {name} is not; take "
             "the weights of a plain ResNet"
         )
-    _load_matching(trunk, _modern_densenet_names(state), f"{_KEY}: {source}")
+    _load_matching(trunk, _modern_densenet_names(state), f"{_KEY}: {source}", key)
 
 
-def _load_matching(trunk: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def _load_matching(trunk: nn.Module, state: dict[str, Tensor], source: str, key: str) -> None:
     """Load the entries that ``trunk`` has; report the rest; refuse when nothing fits or a shape differs."""
     # Old files and frozen norms do not count their batches.
-    own = {key: value for key, value in trunk.state_dict().items() if not key.endswith("num_batches_tracked")}
-    fitting = {key: value for key, value in state.items() if key in own}
+    own = {n: value for n, value in trunk.state_dict().items() if not n.endswith("num_batches_tracked")}
+    fitting = {n: value for n, value in state.items() if n in own}
     if not fitting:
         raise UserError(f"{source} fits no layer of {type(trunk).__name__}; is it of another architecture?")
-    for key, value in fitting.items():
-        if value.shape != own[key].shape:
+    for name, value in fitting.items():
+        if value.shape != own[name].shape:
             raise UserError(
-                f"{source}: {key} has shape {tuple(value.shape)}, the trunk's is {tuple(own[key].shape)}; "
-                "is MODEL.BLITZNET.TRUNK or TRUNK_WIDTH another one?"
+                f"{source}: {name} has shape {tuple(value.shape)}, the trunk's is {tuple(own[name].shape)}; "
+                f"is {key}.TRUNK or TRUNK_WIDTH another one?"
             )
     trunk.load_state_dict(fitting, strict=False)
     missing = sorted(own.keys() - fitting.keys())

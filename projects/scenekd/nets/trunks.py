@@ -12,15 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import densenet121, vgg
 from torchvision.models.resnet import BasicBlock, Bottleneck
-from torchvision.ops import FrozenBatchNorm2d
 
-from scenekd.errors import UserError
-
-from .blocks import SyncBatchNorm, group_norm
+from ..errors import UserError
+from .norms import check_norm, convert_norm
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # RGB, images in 0…1
 PIXEL_STD = (0.229, 0.224, 0.225)
-NORMS = ("BN", "SyncBN", "FrozenBN", "GN")
+OUTPUT_STRIDES = (32, 16, 8)
 
 
 class ResNetTrunk(nn.Module):
@@ -28,6 +26,11 @@ class ResNetTrunk(nn.Module):
 
     torchvision fixes the stages at 64, 128, 256, 512 channels; here the first one is ``width``, for small
     students. ``stride_in_1x1`` moves a bottleneck's stride to its first 1×1 convolution, as in Caffe.
+
+    Args:
+        output_stride: 32, or 16 or 8: the stages that would go beyond are not strided, and their 3×3 convolutions
+            dilated instead, so that the same weights see the same neighbourhood (Chen et al., "DeepLab", TPAMI 2018),
+            as torchvision does it with bottleneck units.
     """
 
     def __init__(
@@ -37,15 +40,23 @@ class ResNetTrunk(nn.Module):
         *,
         width: int = 64,
         stride_in_1x1: bool = False,
+        output_stride: int = 32,
     ) -> None:
         super().__init__()
+        if output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output stride must be one of {OUTPUT_STRIDES}, got {output_stride}")
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.channels = [(width << stage) * unit.expansion for stage in range(4)]
         self.layer1 = _stage(unit, width, width, depths[0], stride=1)
         self.layer2 = _stage(unit, self.channels[0], width * 2, depths[1], stride=2)
-        self.layer3 = _stage(unit, self.channels[1], width * 4, depths[2], stride=2)
-        self.layer4 = _stage(unit, self.channels[2], width * 8, depths[3], stride=2)
+        strides = [2 if output_stride >= reached else 1 for reached in (16, 32)]
+        self.layer3 = _stage(unit, self.channels[1], width * 4, depths[2], stride=strides[0])
+        self.layer4 = _stage(unit, self.channels[2], width * 8, depths[3], stride=strides[1])
+        dilation = 1
+        for stage, stride in zip((self.layer3, self.layer4), strides):
+            before, dilation = dilation, dilation * 2 // stride
+            _dilate(stage, before, dilation)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -53,7 +64,7 @@ class ResNetTrunk(nn.Module):
                 module.conv1.stride, module.conv2.stride = module.conv2.stride, module.conv1.stride
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps at strides 4, 8, 16, 32 with ``self.channels`` channels."""
+        """Maps at strides 4, 8, 16, 32 (none above the output stride) with ``self.channels`` channels."""
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x)), inplace=True), 3, stride=2, padding=1)
         maps = []
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -73,6 +84,14 @@ def _stage(
         )
     first = unit(in_channels, planes, stride, downsample)
     return nn.Sequential(first, *(unit(channels, planes) for _ in range(depth - 1)))
+
+
+def _dilate(stage: nn.Sequential, before: int, after: int) -> None:
+    """Dilate a stage's 3×3 convolutions: all by ``after``, but the one that would be strided by ``before``."""
+    convolutions = [m for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+    for i, module in enumerate(convolutions):
+        dilation = before if i == 0 else after
+        module.dilation = module.padding = (dilation, dilation)
 
 
 class DenseNetTrunk(nn.Module):
@@ -147,49 +166,41 @@ Trunk = ResNetTrunk | DenseNetTrunk | VGGTrunk
 TRUNKS = (*_RESNETS, "densenet121", "vgg16")
 
 
-def build_trunk(name: str, *, width: int = 64, norm: str = "BN", stride_in_1x1: bool = False) -> Trunk:
+def build_trunk(
+    name: str,
+    *,
+    width: int = 64,
+    norm: str = "BN",
+    stride_in_1x1: bool = False,
+    output_stride: int = 32,
+    key: str = "MODEL",
+) -> Trunk:
     """A randomly initialised trunk by torchvision's name of it.
+
+    Args:
+        width, stride_in_1x1, output_stride: of a ResNet, see :class:`ResNetTrunk`.
+        norm: one of :data:`.norms.NORMS`.
+        key: the configuration node whose TRUNK, NORM, TRUNK_WIDTH … these are, for errors.
 
     Raises:
         UserError: an unknown name or norm, or an option that this trunk does not have.
     """
     if name not in TRUNKS:
-        raise UserError(f"MODEL.BLITZNET.TRUNK: unknown trunk {name!r}; choose one of {', '.join(TRUNKS)}")
-    if norm not in NORMS:
-        raise UserError(f"MODEL.BLITZNET.NORM: unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
+        raise UserError(f"{key}.TRUNK: unknown trunk {name!r}; choose one of {', '.join(TRUNKS)}")
+    check_norm(norm, key)
     if name not in _RESNETS and width != 64:
-        raise UserError(f"MODEL.BLITZNET.TRUNK_WIDTH: {name} has no widths; set it to 64 or take a ResNet")
+        raise UserError(f"{key}.TRUNK_WIDTH: {name} has no widths; set it to 64 or take a ResNet")
+    if output_stride not in (OUTPUT_STRIDES if name in _RESNETS else (32,)):
+        known = ", ".join(map(str, OUTPUT_STRIDES)) if name in _RESNETS else "32"
+        raise UserError(f"{key}.OUTPUT_STRIDE: {output_stride}; {name} has {known}")
     unit, depths = _RESNETS.get(name, (None, ()))
     if stride_in_1x1 and unit is not Bottleneck:
-        raise UserError(f"MODEL.BLITZNET.STRIDE_IN_1X1: {name} has no bottleneck units; set it to False")
+        raise UserError(f"{key}.STRIDE_IN_1X1: {name} has no bottleneck units; set it to False")
     if unit is not None:
-        trunk: Trunk = ResNetTrunk(unit, depths, width=width, stride_in_1x1=stride_in_1x1)
+        trunk: Trunk = ResNetTrunk(
+            unit, depths, width=width, stride_in_1x1=stride_in_1x1, output_stride=output_stride
+        )
     else:
         trunk = DenseNetTrunk() if name == "densenet121" else VGGTrunk()
     convert_norm(trunk, norm)
     return trunk
-
-
-def convert_norm(module: nn.Module, norm: str) -> None:
-    """Replace every BatchNorm2d below ``module`` by ``norm``, with its values, in place.
-
-    ``FrozenBN`` has buffers in place of parameters and of batch statistics. ``SyncBN`` falls back to each
-    process's own batch on the CPU.
-    """
-    if norm == "BN":
-        return
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            new: nn.Module
-            if norm == "GN":
-                new = group_norm(child.num_features)
-                new.load_state_dict({"weight": child.weight, "bias": child.bias})
-            elif norm == "SyncBN":
-                new = SyncBatchNorm(child.num_features)
-                new.load_state_dict(child.state_dict())
-            else:
-                new = FrozenBatchNorm2d(child.num_features, eps=child.eps)
-                new.load_state_dict(child.state_dict(), strict=False)  # it keeps no count of batches
-            setattr(module, name, new)
-        else:
-            convert_norm(child, norm)

@@ -31,7 +31,7 @@ def trunk_arrays(content: Any) -> dict[str, Tensor]:
         if isinstance(value, np.ndarray) and value.dtype.kind == "f"
     }
     if any(re.match(r"(res_)?conv1_|res\d_", key) for key in arrays):
-        _LOG.info("Caffe's ResNets have their stride in the 1×1: MODEL.BLITZNET.STRIDE_IN_1X1 True fits them")
+        _LOG.info("Caffe's ResNets have their stride in the 1×1: STRIDE_IN_1X1 True fits them")
         return _from_caffe2(arrays)
     return {_from_detectron2_name(key): value for key, value in arrays.items()}
 

@@ -1,0 +1,1 @@
+"""Parts of networks that several systems build on: trunks, normalisation, weight files of other projects."""
