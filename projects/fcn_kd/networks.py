@@ -7,37 +7,20 @@ publish, so that those load as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 from fvcore.common.config import CfgNode
 from torch import nn
 
 from scenekd.errors import UserError
 
 from .cifar import DEPTHS, CifarResNet, FiveLayerCNN, resnet18_cifar
+from .segmentation import SEGMENTATION, mmseg_spec
+from .spec import KEY, NetworkSpec
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean, deviation of RGB in 0…1
+__all__ = ["MMSEG", "NETWORKS", "NetworkSpec", "find_network"]
 
-CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # the same of CIFAR-10's training images
+CIFAR = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # mean, deviation of CIFAR-10's training images
 
-
-@dataclass(frozen=True)
-class NetworkSpec:
-    """How a network is built and fed.
-
-    Attributes:
-        task: ``segmentation`` or ``classification``.
-        build: ``build(cfg, outputs)`` → the network with so many outputs, from ``cfg.MODEL.FCN_KD``.
-        mean, std: of RGB in 0…1.
-        load_zoo: loads torchvision's weights into its trunk; None where there are none.
-    """
-
-    task: str
-    build: Callable[[CfgNode, int], nn.Module]
-    mean: tuple[float, ...] = IMAGENET[0]
-    std: tuple[float, ...] = IMAGENET[1]
-    load_zoo: Callable[[nn.Module], None] | None = None
+MMSEG = "mmseg://"  # before the file or the name of one of MMSegmentation's configs
 
 
 def _cifar_resnet(depth: int) -> NetworkSpec:
@@ -52,6 +35,7 @@ def _cnn5(cfg: CfgNode, outputs: int) -> nn.Module:
 
 
 NETWORKS: dict[str, NetworkSpec] = {
+    **SEGMENTATION,
     **{f"cifar_resnet{depth}": _cifar_resnet(depth) for depth in DEPTHS},
     "cifar_resnet18": NetworkSpec("classification", lambda cfg, outputs: resnet18_cifar(outputs), *CIFAR),
     "cifar_cnn5": NetworkSpec("classification", _cnn5, *CIFAR),
@@ -59,11 +43,14 @@ NETWORKS: dict[str, NetworkSpec] = {
 
 
 def find_network(name: str) -> NetworkSpec:
-    """The network of a name.
+    """The network of a name, or of an MMSegmentation config.
 
     Raises:
-        UserError: no such network.
+        UserError: no such network or config.
     """
+    if name.startswith(MMSEG):
+        return mmseg_spec(name.removeprefix(MMSEG))
     if name not in NETWORKS:
-        raise UserError(f"MODEL.FCN_KD.NETWORK: {name!r}; choose one of {', '.join(sorted(NETWORKS))}")
+        known = ", ".join(sorted(NETWORKS))
+        raise UserError(f"{KEY}.NETWORK: {name!r}; choose one of {known}, or {MMSEG}FILE.py")
     return NETWORKS[name]

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from scenekd.errors import UserError
 from scenekd.losses.reduce import at_least_float32, zero_loss
+from scenekd.nets.weights import load_pretrained
 from scenekd.sample import IGNORE_INDEX, Prediction, Target
 from scenekd.teachers.options import our_classes
 
-from .networks import NetworkSpec, find_network
+from .networks import find_network
+from .spec import KEY, NetworkSpec
 
 LOSS_SIZES = ("image", "logits")
 NO_CLASS = -100  # label of an image without a class; 255 may be one
@@ -33,6 +35,7 @@ class SceneKDStudent(nn.Module):
         tasks: (task,), which says what is evaluated. network: the bare network, whose module paths the losses name.
     """
 
+    image_size: int  # side of the square input; any other does as well
     pixel_mean: Tensor
     pixel_std: Tensor
 
@@ -42,8 +45,19 @@ class SceneKDStudent(nn.Module):
             raise ValueError(f"LOSS_SIZE must be one of {', '.join(LOSS_SIZES)}, got {loss_size!r}")
         self.network, self.tasks, self.loss_size = network, (spec.task,), loss_size
         self.ignore_index = NO_CLASS if spec.task == "classification" else IGNORE_INDEX
+        self._trunk, self._zoo = spec.trunk, spec.zoo
         for name, values in (("pixel_mean", spec.mean), ("pixel_std", spec.std)):
             self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def load_trunk(self, source: str) -> None:
+        """Load the trunk alone, as :func:`scenekd.nets.weights.load_pretrained` does.
+
+        Raises:
+            UserError: the network has no trunk of its own, or the weights do not fit it.
+        """
+        if not self._trunk:
+            raise UserError(f"{source}: weights of another network than {KEY}.NETWORK")
+        load_pretrained(self.network.get_submodule(self._trunk), self._zoo, source, key=KEY)
 
     def logits(self, images: Tensor) -> Tensor:
         """Of (B, 3, H, W) float32 RGB in 0…255: (B, K, h, w), or (B, C)."""
@@ -126,11 +140,13 @@ def build_model(cfg: CfgNode, *, pretrained: bool = True) -> SceneKDStudent:
     spec = find_network(node.NETWORK)
     outputs = len(our_classes(cfg)) + (spec.task == "segmentation")
     network = spec.build(cfg, outputs)
-    if pretrained and cfg.MODEL.WEIGHTS == "torchvision":
-        if spec.load_zoo is None:
-            raise UserError(f'MODEL.WEIGHTS: torchvision has none for {node.NETWORK}; set it to a file or ""')
-        spec.load_zoo(network)
     try:
-        return SceneKDStudent(network, spec, loss_size=node.LOSS_SIZE)
+        student = SceneKDStudent(network, spec, loss_size=node.LOSS_SIZE)
     except ValueError as error:
-        raise UserError(f"MODEL.FCN_KD: {error}") from None
+        raise UserError(f"{KEY}: {error}") from None
+    student.image_size = cfg.INPUT.SIZE
+    if pretrained and cfg.MODEL.WEIGHTS == "torchvision":
+        if not spec.zoo:
+            raise UserError(f'MODEL.WEIGHTS: torchvision has none for {node.NETWORK}; set it to a file or ""')
+        student.load_trunk("torchvision")
+    return student

@@ -109,7 +109,7 @@ def fits(net: nn.Module, path: str | Path) -> bool:
     if Path(path).suffix == ".pkl":
         return False
     own = net.state_dict()
-    weights = _bare_names(weights_of(read(path)))
+    weights = _named_for(own, weights_of(read(path)))
     return any(name in own and own[name].shape == value.shape for name, value in weights.items())
 
 
@@ -128,13 +128,7 @@ def load_state(
 ) -> LoadReport:
     """Load ``weights`` into ``net``; see :func:`load_weights`."""
     own = net.state_dict()
-    for prefix in ("module.", "net."):
-        # A network may itself keep everything below a child called net.
-        wrapped = all(name.startswith(prefix) for name in weights)
-        if wrapped and not own.keys() & weights.keys():
-            weights = {name[len(prefix) :]: value for name, value in weights.items()}
-    if not own.keys() & weights.keys():
-        weights = _below_child(own, weights)
+    weights = _named_for(own, weights)
     fitting = {n: v for n, v in weights.items() if n in own and own[n].shape == v.shape}
     # Files older than torch 0.4.1 lack these counts, by which nothing is computed.
     wanted = {n for n in own if not n.endswith(".num_batches_tracked")}
@@ -156,20 +150,24 @@ def load_state(
     return report
 
 
-def _below_child(own: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a network that ``own`` keeps whole below a child of its own: under the child's name."""
-    for child in dict.fromkeys(name.partition(".")[0] for name in own):
-        if all(f"{child}.{name}" in own for name in weights):
-            return {f"{child}.{name}": value for name, value in weights.items()}
-    return weights
+# A student keeps another project's network below this child, and takes that project's files as they are.
+_FOREIGN = "network."
+# Heads of torchvision and MMSegmentation that serve training alone.
+_AUXILIARY = re.compile(r"(^|\.)(aux_classifier|auxiliary_head)\.")
 
 
-def _bare_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix of a wrapper."""
+def _named_for(own: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under a network's own names, as far as they can be told: without the prefix of a wrapper, below
+    the child that holds another project's network, and without auxiliary heads that the network lacks."""
     for prefix in ("module.", "net."):
-        if weights and all(name.startswith(prefix) for name in weights):
+        # A network may itself keep everything below a child called net.
+        wrapped = weights and all(name.startswith(prefix) for name in weights)
+        if wrapped and not own.keys() & weights.keys():
             weights = {name[len(prefix) :]: value for name, value in weights.items()}
-    return weights
+    inner = {_FOREIGN + name: value for name, value in weights.items()}
+    if own.keys() & inner.keys() and not own.keys() & weights.keys():
+        weights = inner
+    return {n: v for n, v in weights.items() if n in own or not _AUXILIARY.search(n)}
 
 
 def _examples(report: LoadReport) -> str:

@@ -37,8 +37,12 @@ def own_defaults() -> CN:
     inp.ZOOM_OUT_PER_RUN = False  # the thesis's code tosses the coin once per run; ours once per image
     inp.ZOOM_OUT_FILL_SEG = 255  # label of the padded border: 255 void, 0 background (the repository's)
     inp.CROP_PROB = 1.0  # the IoU crop; one of its choices is the whole image
+    inp.SHORT_SIDE = ()  # (min, max): scale the short side to a random length, then crop SIZE × SIZE; (): no
     inp.PAD_CROP = 0  # a window of the image's own size, moved by up to so many of its pixels (CIFAR: 4)
     inp.FLIP_PROB = 0.5
+    inp.BLUR_PROB = 0.0  # of a Gaussian blur of the network input
+    inp.BLUR_SIGMA = (0.1, 2.0)  # its σ in pixels, drawn evenly
+    inp.ANTIALIAS = False  # True: resize as Pillow does, which many published weights were trained with
     inp.MIN_BOX_SIDE = 2.0  # pixels of the network input
 
     teacher = cfg.TEACHER = CN()

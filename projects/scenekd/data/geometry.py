@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from ..sample import IGNORE_INDEX, Sample
 
@@ -82,6 +83,7 @@ class Frame:
         picture: (4,) the part of the sample that shows the image, not padding.
         flip: mirrored left to right at the end. size: (h, w) of the result, or None for the window's own.
         fill_seg: label of what lies outside.
+        antialias: the image is drawn as Pillow does, see :func:`_resize`.
     """
 
     x0: int
@@ -94,6 +96,7 @@ class Frame:
     flip: bool = False
     size: tuple[int, int] | None = None
     fill_seg: int = IGNORE_INDEX
+    antialias: bool = False
 
     @classmethod
     def of(cls, sample: Sample) -> Frame:
@@ -120,7 +123,7 @@ class Frame:
             hide_padding(coordinates, padding)
         return dataclasses.replace(
             kept,
-            image=_draw_image(sample.image, across, down),
+            image=_draw_image(sample.image, across, down, self.antialias),
             boxes=_move_boxes(kept.boxes, across, down),
             doubtful_boxes=None
             if sample.doubtful_boxes is None
@@ -188,8 +191,7 @@ class _Axis:
         return self.s0 >= length or self.s1 <= 0
 
 
-def _draw_image(image: np.ndarray, across: _Axis, down: _Axis) -> np.ndarray:
-    """Bilinear; area averages where both axes shrink to less than half, as bilinear would skip pixels."""
+def _draw_image(image: np.ndarray, across: _Axis, down: _Axis, antialias: bool) -> np.ndarray:
     height, width = image.shape[:2]
     result = np.empty((down.out, across.out, 3), np.uint8)
     covered = (across.d0, down.d0, across.d1, down.d1) == (0, 0, across.out, down.out)
@@ -200,10 +202,17 @@ def _draw_image(image: np.ndarray, across: _Axis, down: _Axis) -> np.ndarray:
         part = image[down.s0 : down.s1, across.s0 : across.s1]
         size = (across.d1 - across.d0, down.d1 - down.d0)
         if size != (part.shape[1], part.shape[0]):
-            shrinks = max(across.scale, down.scale) < 0.5
-            part = cv2.resize(part, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+            part = _resize(part, size, max(across.scale, down.scale) < 0.5, antialias)
         result[down.d0 : down.d1, across.d0 : across.d1] = part
     return cv2.flip(result, 1) if across.flip else result
+
+
+def _resize(image: np.ndarray, size: tuple[int, int], shrinks: bool, antialias: bool) -> np.ndarray:
+    """Bilinear; area averages where both axes shrink to less than half, as bilinear would skip pixels. With
+    ``antialias`` Pillow's bilinear filter, which widens as the image shrinks, and skips none."""
+    if antialias:
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def _draw_labels(sem_seg: np.ndarray, across: _Axis, down: _Axis, fill: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
@@ -43,8 +44,8 @@ def check_norm(norm: str, key: str) -> None:
         raise UserError(f"{key}.NORM: unknown norm {norm!r}; choose one of {', '.join(NORMS)}")
 
 
-def convert_norm(module: nn.Module, norm: str) -> None:
-    """Replace every batch normalisation of maps below ``module`` by ``norm``, with its values, in place.
+def convert_norm(module: nn.Module, norm: str, *, kind: type[nn.Module] = nn.BatchNorm2d) -> None:
+    """Replace every layer of ``kind``, a batch normalisation, below ``module`` by ``norm``, with its values, in place.
 
     ``FrozenBN`` has buffers in place of parameters and of batch statistics. ``SyncBN`` falls back to each
     process's own batch on the CPU.
@@ -52,13 +53,13 @@ def convert_norm(module: nn.Module, norm: str) -> None:
     if norm == "BN":
         return
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, kind):
             setattr(module, name, _converted(child, norm))
         else:
-            convert_norm(child, norm)
+            convert_norm(child, norm, kind=kind)
 
 
-def _converted(old: nn.BatchNorm2d, norm: str) -> nn.Module:
+def _converted(old: Any, norm: str) -> nn.Module:
     new: nn.Module
     if norm == "GN":
         new = group_norm(old.num_features)

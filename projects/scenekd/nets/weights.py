@@ -38,11 +38,14 @@ def load_pretrained(trunk: nn.Module, name: str, source: str, *, key: str = "MOD
         state = _from_zoo(name)
     else:
         state = read_weights(source)
-    if any(re.match(r"stem\.\d", key) for key in state):
+    own = trunk.state_dict().keys()
+    if any(re.match(r"stem\.\d", entry) for entry in state) and not any(e.startswith("stem.") for e in own):
         raise UserError(
             f"{_KEY}: {source} is a ResNet with a deep stem (ResNetV1c or V1d), which {name} is not; take "
             "the weights of a plain ResNet"
         )
+    if not own & state.keys():  # a whole classifier, whose trunk this is
+        state = {entry.removeprefix("features."): value for entry, value in state.items()}
     _load_matching(trunk, _modern_densenet_names(state), f"{_KEY}: {source}", key)
 
 

@@ -62,7 +62,7 @@ class MMSegTeacher(NetworkTeacher):
     ):
         check_grid(grid)
         cfg = read_config(name)
-        net = _build(cfg, seed, name)
+        net = build_segmentor(cfg, seed, name)
         state = {} if weights == RANDOM else read_mmengine_file(weights or _published(name))
         if state:
             _load(net, checkpoint.weights_of(state), weights or name)
@@ -130,8 +130,8 @@ def ends_in_enlarging(net: Any) -> bool:
     return type(head).predict in plain and type(head).predict_by_feat is BaseDecodeHead.predict_by_feat
 
 
-def read_config(name: str) -> Any:
-    """MMSegmentation's config of a file, or of a name that it ships.
+def read_config(name: str, key: str = "TEACHER.<TASK>.NAME") -> Any:
+    """MMSegmentation's config of a file, or of a name that it ships; ``key`` is where the name stood, for errors.
 
     Raises:
         UserError: MMSegmentation is not installed, no such config, or one that cannot be read.
@@ -142,9 +142,7 @@ def read_config(name: str) -> Any:
     path = Path(name) if Path(name).is_file() else _shipped().get(_stem(name))
     if path is None:
         close = ", ".join(nearest(_stem(name), _shipped(), 3))
-        raise UserError(
-            f"TEACHER.<TASK>.NAME: no MMSegmentation config {name!r}; the nearest it ships are {close}"
-        )
+        raise UserError(f"{key}: no MMSegmentation config {name!r}; the nearest it ships are {close}")
     try:
         cfg = Config.fromfile(path)
         cfg.model  # noqa: B018 - there must be one
@@ -227,8 +225,12 @@ def _scope(cfg: Any) -> Any:
     return DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmseg"))
 
 
-def _build(cfg: Any, seed: int, name: str) -> nn.Module:
-    """The segmentor, without what its parts would load before training."""
+def build_segmentor(cfg: Any, seed: int, name: str) -> nn.Module:
+    """The segmentor, without what its parts would load before training.
+
+    Raises:
+        UserError: it cannot be built.
+    """
     from mmseg.registry import MODELS
 
     model = copy.deepcopy(cfg.model)
