@@ -54,6 +54,7 @@ def test_names_build_ours_in_every_scope(scope, scenes):
     data = _scenes_options(scenes)
     configs = [
         (MODELS, SEG_MODELS, {"type": "BlitzNet", **TINY}),
+        (MODELS, SEG_MODELS, {"type": "SceneKDStudent", "network": "espnetv2_0.5", "num_classes": 3}),
         (MODELS, SEG_MODELS, {"type": "SoftLabelCrossEntropy", "temperature": 2.0}),
         (MODELS, SEG_MODELS, {"type": "SceneKDHintonLoss", "temperature": 2.0}),
         (MODELS, SEG_MODELS, {"type": "SceneKDEncoderDecoder", **SEGMENTOR}),
@@ -83,7 +84,7 @@ def test_published_names_carry_scenekd():
         name
         for registry in (MODELS, DATASETS, TRANSFORMS, HOOKS, METRICS)
         for name, module in registry.module_dict.items()
-        if module.__module__.startswith(("scenekd.", "kd_mtl"))
+        if module.__module__.startswith(("scenekd.", "kd_mtl", "fcn_kd"))
     }
     assert {name for name in names if not name.startswith("SceneKD")} == {"BlitzNet", "SoftLabelCrossEntropy"}
 

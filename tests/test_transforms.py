@@ -12,6 +12,7 @@ from voc_folder import bare_config
 from scenekd.data.geometry import Frame, identity_coordinates, move_coordinates
 from scenekd.data.soft import sample_soft
 from scenekd.data.transforms import (
+    Blur,
     Compose,
     DropSmallBoxes,
     Flip,
@@ -19,6 +20,7 @@ from scenekd.data.transforms import (
     Photometric,
     Resize,
     Rotate,
+    ScaleCrop,
     Transform,
     Windows,
     ZoomOut,
@@ -60,6 +62,11 @@ GEOMETRIC: dict[str, Transform] = {
     "flip": Flip(1.0),
     "shrink": Resize(51, 67),
     "grow": Resize(200, 170),
+    "shrink as Pillow does": Resize(51, 67, antialias=True),
+    "scale and crop": Windows([ScaleCrop(64, (50, 200)), Flip(0.5), Resize(64, 64, antialias=True)]),
+    "scale and crop in a row": Compose(
+        [ZoomOut(1.0, max_factor=2.0), ScaleCrop(64, (60, 90)), Resize(64, 64)]
+    ),
     "rotate": Rotate(40.0),
     "all in a row": Compose([Photometric(), ZoomOut(1.0), IoUCrop(1.0), Flip(1.0), Resize(75, 75)]),
     "all at once": Windows([ZoomOut(1.0), IoUCrop(1.0), Flip(1.0), Resize(75, 75)]),
@@ -215,6 +222,86 @@ def test_a_crop_after_zoom_out_of_an_image_without_boxes_still_shows_the_image()
         assert (transform(empty, np.random.default_rng(seed)).sem_seg != 255).any()
 
 
+@pytest.mark.parametrize(
+    ("short", "window", "padding"),
+    [
+        (180, 30, 0),  # twice as large: 60 pixels show 30
+        (90, 60, 0),  # as it is
+        (45, 120, 30),  # half as large: 120 pixels show all of the width, and 30 rows more than the height
+    ],
+)
+def test_a_scaled_crop_shows_so_much(short: int, window: int, padding: int) -> None:
+    """Of an image of 90 × 120 at another short side, 60 × 60."""
+    frame = Frame.of(_sample())
+    ScaleCrop(60, (short, short)).propose(frame, np.random.default_rng(1))
+    assert (frame.x1 - frame.x0, frame.y1 - frame.y0) == (window, window)
+    assert 0 <= frame.x0 <= max(0, WIDTH - window)
+    assert 0 <= frame.y0 <= max(0, HEIGHT - window)
+    sample = Resize(60, 60)(frame.render(_sample()), np.random.default_rng(0))
+    # the image stands at the upper end; what is below it is void
+    void = (sample.sem_seg == 255).all(axis=1)
+    assert void.sum() == 60 * padding // window
+    assert not void[: 60 - void.sum()].any()
+    assert len(sample.boxes) == frame.keep.sum()
+
+
+def test_short_sides_are_drawn_from_the_whole_range() -> None:
+    sides = set()
+    for seed in range(200):
+        frame = Frame.of(_sample())
+        ScaleCrop(90, (88, 92)).propose(frame, np.random.default_rng(seed))
+        sides.add(frame.x1 - frame.x0)
+    # 90 · 90 / 88 … 90 · 90 / 92, rounded
+    assert sides == {92, 91, 90, 89, 88}
+
+
+def test_antialias_is_pillow_s_bilinear_filter() -> None:
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    sample = dataclasses.replace(_sample(), image=pixels)
+    for size in ((40, 50), (200, 170)):
+        expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR))
+        resized = Resize(*size, antialias=True)(sample, np.random.default_rng(0))
+        np.testing.assert_array_equal(resized.image, expected)
+        plain = Resize(*size)(sample, np.random.default_rng(0))
+        np.testing.assert_array_equal(resized.sem_seg, plain.sem_seg)
+        np.testing.assert_array_equal(resized.coordinates, plain.coordinates)
+
+
+def test_a_blur_spreads_each_pixel_by_a_gaussian_and_leaves_the_labels() -> None:
+    """A white pixel on black, σ 1: 255 / (2π) = 40.6 stays at its place, e^(−1/2) of that beside it."""
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[40, 50] = 255
+    sample = dataclasses.replace(_sample(), image=pixels)
+    blurred = Blur(1.0, sigma=(1.0, 1.0))(sample, np.random.default_rng(0))
+    # the sampled Gaussian's weights sum to 1 only when divided by their sum, 2.5066 for σ 1, so 40.6 and 24.6
+    np.testing.assert_allclose(blurred.image[40, 50], 40.6, atol=1.0)
+    np.testing.assert_allclose(blurred.image[40, 51], 24.6, atol=1.0)
+    np.testing.assert_allclose(blurred.image[41, 50], 24.6, atol=1.0)
+    assert blurred.image.astype(int).sum() == pytest.approx(3 * 255, rel=0.1)
+    assert blurred.sem_seg is sample.sem_seg
+    assert blurred.boxes is sample.boxes
+    assert pixels[40, 51, 0] == 0
+    share = np.mean([Blur(0.5)(sample, np.random.default_rng(i)) is not sample for i in range(200)])
+    assert 0.35 < share < 0.65
+
+
+def test_the_augmentation_of_fcn_is_built_by_the_configuration() -> None:
+    cfg = bare_config()
+    cfg.INPUT.update(SIZE=48, SHORT_SIDE=(26, 104), BLUR_PROB=0.5, ANTIALIAS=True, PHOTOMETRIC=False)
+    cfg.INPUT.ZOOM_OUT_PROB = cfg.INPUT.CROP_PROB = 0.0
+    transform = build_transforms(cfg, train=True)
+    shown = []
+    for seed in range(60):
+        sample = transform(_sample(), np.random.default_rng(seed))
+        assert sample.image.shape == (48, 48, 3)
+        shown.append(np.ptp(sample.coordinates[..., 1]) * 48 / 47)
+    # the window's height over the image's: 48 / 104 at the least, 48 / 26 at the most
+    assert min(shown) == pytest.approx(48 / 104, abs=0.06)
+    assert max(shown) == pytest.approx(48 / 26, abs=0.3)
+
+
 def test_resize_of_a_box_is_exact_arithmetic() -> None:
     sample = Resize(180, 60)(_sample(), np.random.default_rng(0))
     np.testing.assert_allclose(sample.boxes, _sample().boxes * [0.5, 2, 0.5, 2])
@@ -267,7 +354,15 @@ def test_move_coordinates_continues_an_affine_field_exactly() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("ZOOM_OUT_PROB", 1.5), ("CROP_PROB", -0.1), ("ZOOM_OUT_MAX", 0.5), ("ZOOM_OUT_FILL_SEG", 7)],
+    [
+        ("ZOOM_OUT_PROB", 1.5),
+        ("CROP_PROB", -0.1),
+        ("ZOOM_OUT_MAX", 0.5),
+        ("ZOOM_OUT_FILL_SEG", 7),
+        ("BLUR_PROB", 2.0),
+        ("SHORT_SIDE", (9, 3)),
+        ("SHORT_SIDE", (9,)),
+    ],
 )
 def test_settings_out_of_range_name_their_key(key: str, value: float) -> None:
     cfg = bare_config()

@@ -64,6 +64,10 @@ class SceneKDStudent(nn.Module):
         logits: Tensor = self.network((images - self.pixel_mean) / self.pixel_std)
         return logits
 
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The logits under the name of their task."""
+        return {self.tasks[0]: self.logits(images)}
+
     def forward(
         self, images: Tensor, targets: list[Target] | None = None
     ) -> dict[str, Tensor] | list[Prediction]:

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..nets.norms import convert_norm
 from ..teachers.zoo_mmseg import build_segmentor, read_config
 
-_PLAIN_FORWARD = (EncoderDecoder, CascadeEncoderDecoder)
+_PLAIN_DECODE = (EncoderDecoder.encode_decode, CascadeEncoderDecoder.encode_decode)
 _PLAIN_PREDICT = (BaseDecodeHead.predict, BaseCascadeDecodeHead.predict)
 
 
@@ -95,7 +95,7 @@ def build_network(config: Any, outputs: int, name: str, key: str) -> SegmentorLo
             loss.pop("class_weight", None)  # of the config's own classes
     config.model.pop("auxiliary_head", None)
     segmentor: Any = build_segmentor(config, torch.initial_seed() % 2**31, name)
-    if type(segmentor) not in _PLAIN_FORWARD or any(not _plain(head) for head in _heads_of(segmentor)):
+    if not _is_plain(segmentor):
         raise UserError(
             f"{key}: {name} is a {type(segmentor).__name__} whose logits are not its decode head's alone; take a "
             "plain EncoderDecoder"
@@ -121,13 +121,15 @@ def _losses(head: Any) -> list[Any]:
     return list(losses) if isinstance(losses, (list, tuple)) else [losses]
 
 
-def _heads_of(segmentor: Any) -> list[nn.Module]:
+def _is_plain(segmentor: Any) -> bool:
+    """Whether the logits are those of the decode heads on backbone and neck, and nothing else."""
+    kind = type(segmentor)
+    if not isinstance(segmentor, EncoderDecoder) or kind.extract_feat is not EncoderDecoder.extract_feat:
+        return False
     head = segmentor.decode_head
-    return list(head) if isinstance(head, nn.ModuleList) else [head]
-
-
-def _plain(head: nn.Module) -> bool:
-    return isinstance(head, BaseDecodeHead) and type(head).predict in _PLAIN_PREDICT
+    heads = list(head) if isinstance(head, nn.ModuleList) else [head]
+    known = all(isinstance(h, BaseDecodeHead) and type(h).predict in _PLAIN_PREDICT for h in heads)
+    return known and kind.encode_decode in _PLAIN_DECODE
 
 
 def _initialise(segmentor: Any) -> None:

@@ -242,7 +242,7 @@ def build_segmentor(cfg: Any, seed: int, name: str) -> nn.Module:
         with _scope(cfg), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return MODELS.build(model)
-    except (KeyError, TypeError, AssertionError, ImportError, ValueError) as error:
+    except (KeyError, TypeError, AssertionError, ImportError, ValueError, RuntimeError) as error:
         raise UserError(f"{name}: its model cannot be built ({first_line(error)})") from None
 
 
