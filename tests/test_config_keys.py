@@ -28,7 +28,10 @@ def _leaves(node, prefix=""):
             yield f"{prefix}{key}"
 
 
-@pytest.mark.parametrize("key", sorted(_leaves(get_cfg())))
+KEYS = {*_leaves(get_cfg()), *_leaves(get_cfg("fcn_kd").MODEL.FCN_KD, "MODEL.FCN_KD.")}
+
+
+@pytest.mark.parametrize("key", sorted(KEYS))
 def test_key_is_read(key):
     """Its last part is used as an attribute or an index of some node."""
     name = key.rsplit(".", 1)[-1]

@@ -78,6 +78,26 @@ def test_names_build_ours_in_every_scope(scope, scenes):
                 assert type(built).__name__ == config["type"]
 
 
+def test_the_student_learns_from_mmsegmentation_s_samples():
+    """BGR bytes and a SegDataSample as its pipelines pack them; ours to the bit on RGB floats and a mask."""
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    torch.manual_seed(0)
+    model = MODELS.build({"type": "SceneKDStudent", "network": "espnetv2_0.5", "num_classes": 3}).train()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(4, (2, 64, 64), generator=generator)
+    samples = [SegDataSample(gt_sem_seg=PixelData(data=one[None])) for one in labels]
+    batch = model.data_preprocessor({"inputs": list(images), "data_samples": samples}, True)
+    losses = model(**batch, mode="loss")
+    assert losses.keys() == {"loss_ce"}
+    logits = model.net.logits(images.flip(1).float())
+    logits = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear")
+    assert torch.equal(losses["loss_ce"], torch.nn.functional.cross_entropy(logits, labels))
+    assert model(batch["inputs"], mode="tensor")["segmentation"].shape == (2, 4, 32, 32)
+
+
 def test_published_names_carry_scenekd():
     """All but two of our names in the root registries start with SceneKD."""
     names = {
@@ -126,6 +146,29 @@ def test_two_lines_make_blitznet_a_meta_architecture(scenes, tmp_path):
 
     assert len(DatasetCatalog.get("voc_seg_val")) == 6
     assert MetadataCatalog.get("voc_seg_val").thing_classes == list(CLASSES)
+
+
+@pytest.mark.detectron2
+@pytest.mark.skipif("detectron2" not in ENGINES, reason="detectron2 is not installed")
+def test_two_lines_make_the_student_a_meta_architecture(tmp_path):
+    """DefaultPredictor with a network of fcn_kd: dense logits at the image's size, no instances."""
+    from detectron2.config import get_cfg
+    from detectron2.engine import DefaultPredictor
+
+    import scenekd.engines.detectron2
+
+    cfg = get_cfg()
+    scenekd.engines.detectron2.add_scenekd_config(cfg)
+    cfg.merge_from_list(
+        ["MODEL.META_ARCHITECTURE", "SceneKDStudent", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+    )
+    cfg.merge_from_list(
+        ["MODEL.FCN_KD.NETWORK", "espnetv2_0.5", "DATASETS.CLASSES", ("cat", "dog"), "INPUT.SIZE", 64]
+    )
+    cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = ()
+    output = DefaultPredictor(cfg)(np.zeros((48, 80, 3), np.uint8))
+    assert output.keys() == {"sem_seg"}
+    assert output["sem_seg"].shape == (3, 48, 80)
 
 
 @pytest.mark.detectron2
