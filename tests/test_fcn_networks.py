@@ -107,6 +107,20 @@ def test_a_trunk_of_imagenet_loads_alone(network, tmp_path):
     assert all(torch.equal(value, net.network.classifier.state_dict()[name]) for name, value in head.items())
 
 
+CONFIGS = sorted((Path(__file__).parents[1] / "projects/fcn_kd").glob("*_voc.yaml"))
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_the_configs_build_their_students(file):
+    """21 outputs for VOC, on half of INPUT.SIZE for ESPNetv2 and on the head's stride for the others."""
+    cfg = load_config(file, ["MODEL.WEIGHTS", ""])
+    net = build_model(cfg).eval()
+    with torch.no_grad():
+        said = net(torch.zeros(1, 3, 64, 64))[0].sem_seg
+    cells = {"espnetv2_voc": 32, "lraspp_mobilenet_voc": 8}.get(file.stem, 2)
+    assert said.shape == (21, cells, cells)
+
+
 # Files ---------------------------------------------------------------------------------------------------------
 
 
