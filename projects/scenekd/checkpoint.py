@@ -150,15 +150,15 @@ def load_state(
     return report
 
 
-# A student keeps another project's network below this child, and takes that project's files as they are.
+# A student keeps another project's network below this child, and takes that project's files as they are, but for the
+# heads of torchvision and MMSegmentation that serve their training alone.
 _FOREIGN = "network."
-# Heads of torchvision and MMSegmentation that serve training alone.
-_AUXILIARY = re.compile(r"(^|\.)(aux_classifier|auxiliary_head)\.")
+_AUXILIARY = (f"{_FOREIGN}aux_classifier.", f"{_FOREIGN}auxiliary_head.")
 
 
 def _named_for(own: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights under a network's own names, as far as they can be told: without the prefix of a wrapper, below
-    the child that holds another project's network, and without auxiliary heads that the network lacks."""
+    the child that holds another project's network, and there without auxiliary heads that it lacks."""
     for prefix in ("module.", "net."):
         # A network may itself keep everything below a child called net.
         wrapped = weights and all(name.startswith(prefix) for name in weights)
@@ -167,7 +167,7 @@ def _named_for(own: Mapping[str, Tensor], weights: dict[str, Tensor]) -> dict[st
     inner = {_FOREIGN + name: value for name, value in weights.items()}
     if own.keys() & inner.keys() and not own.keys() & weights.keys():
         weights = inner
-    return {n: v for n, v in weights.items() if n in own or not _AUXILIARY.search(n)}
+    return {n: v for n, v in weights.items() if n in own or not n.startswith(_AUXILIARY)}
 
 
 def _examples(report: LoadReport) -> str:

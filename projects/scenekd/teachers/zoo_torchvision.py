@@ -201,6 +201,8 @@ def _build(name: str, weights: str, num_classes: int, seed: int) -> nn.Module:
         state = _download(name, weights)
     else:
         state = checkpoint.weights_of(checkpoint.read(weights))
+    # The auxiliary head serves training alone.
+    state = {key: value for key, value in state.items() if not key.startswith("aux_classifier.")}
     checkpoint.load_state(net, state, weights or name, strict=True)
     return net
 
