@@ -201,7 +201,7 @@ def test_norms_reach_trunk_and_head(network, norm):
         (
             "fcn_resnet19",
             {},
-            r"MODEL.FCN_KD.NETWORK: 'fcn_resnet19'; choose one of deeplabv3_.*mmseg://FILE.py",
+            r"MODEL.FCN_KD.NETWORK: 'fcn_resnet19'; choose one of .*fcn_resnet18.*mmseg://FILE.py",
         ),
         ("fcn_resnet18", {"OUTPUT_STRIDE": 4}, "MODEL.FCN_KD.OUTPUT_STRIDE: 4; resnet18 has 32, 16, 8"),
         ("fcn_mobilenet_v3_large", {"OUTPUT_STRIDE": 8}, "OUTPUT_STRIDE: 8; mobilenet_v3_large has 32, 16"),

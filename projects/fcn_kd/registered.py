@@ -19,6 +19,7 @@ class RegisteredStudent(SceneKDStudent):
     Args:
         network: a name of :data:`.networks.NETWORKS`, or ``mmseg://FILE``.
         num_classes: without background.
+        image_size: side of the square input; it decides the layers of cifar_cnn5 alone.
         output_stride, trunk_width, norm, head_channels, dropout, head_lr_factor, loss_size: the keys of these names
             below ``MODEL.FCN_KD``.
 
@@ -32,6 +33,7 @@ class RegisteredStudent(SceneKDStudent):
         *,
         network: str = "fcn_resnet50",
         num_classes: int = len(VOC_CLASSES),
+        image_size: int = 300,
         output_stride: int = 32,
         trunk_width: int = 64,
         norm: str = "BN",
@@ -41,6 +43,7 @@ class RegisteredStudent(SceneKDStudent):
         loss_size: str = "image",
     ) -> None:
         cfg = get_cfg("fcn_kd")
+        cfg.INPUT.SIZE = image_size
         node = cfg.MODEL.FCN_KD
         node.NETWORK, node.OUTPUT_STRIDE, node.TRUNK_WIDTH, node.NORM = (
             network,
@@ -52,6 +55,7 @@ class RegisteredStudent(SceneKDStudent):
         spec = find_network(network)
         outputs = num_classes + (spec.task == "segmentation")
         super().__init__(spec.build(cfg, outputs), spec, loss_size=loss_size)
+        self.image_size = image_size
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, pretrained: bool = True) -> SceneKDStudent:

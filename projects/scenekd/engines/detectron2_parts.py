@@ -86,8 +86,7 @@ class SceneKDHook(HookBase):
         self.recorder = recorder
 
     def before_train(self) -> None:
-        """Open the progress bar and the data loader, which draws a random number that no step's may follow."""
-        self.trainer._data_loader_iter  # noqa: B018 - made when it is first asked for
+        """Open the progress bar."""
         self.recorder.start()
 
     def before_step(self) -> None:
