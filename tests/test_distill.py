@@ -54,6 +54,61 @@ def test_ends_of_alpha():
     torch.testing.assert_close(hinton_kd(student, teacher, temperature=3, alpha=1, labels=labels), expected)
 
 
+def test_alpha_zero_is_plain_cross_entropy_to_the_bit():
+    """In single precision, value and gradient; a teacher that says nothing sensible changes nothing."""
+    labels = torch.randint(0, 5, (2, 7, 9), generator=torch.manual_seed(0))
+    labels[0, :3] = 255
+    found = []
+    for kd in (True, False):
+        student = rand(2, 5, 7, 9).float().requires_grad_()
+        if kd:
+            teacher = torch.full_like(student, math.nan).detach()
+            loss = hinton_kd(student, teacher, temperature=20, alpha=0, labels=labels)
+        else:
+            loss = F.cross_entropy(student, labels, ignore_index=255)
+        loss.backward()
+        found.append((loss.detach(), student.grad))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
+def test_reduction_over_elements():
+    # torch's kl_div as the oracle: the mean over its elements is over N · C · positions.
+    student, teacher = rand(2, 5, 3, 4), rand(2, 5, 3, 4, seed=1)
+    options = {"temperature": 20.0, "alpha": 0.9}
+    rows = [(logits / 20).log_softmax(1) for logits in (student, teacher)]
+    expected = 0.9 * 400 * F.kl_div(*rows, log_target=True, reduction="none").mean()
+    torch.testing.assert_close(hinton_kd(student, teacher, reduction="elements", **options), expected)
+    # Over valid positions it is a fifth of the other; the cross-entropy stays.
+    labels = torch.randint(0, 5, (2, 3, 4), generator=torch.manual_seed(0))
+    labels[0, 0] = 255
+    cross_entropy = 0.1 * F.cross_entropy(student, labels, ignore_index=255)
+    by_positions, by_elements = (
+        hinton_kd(student, teacher, labels=labels, reduction=r, **options) - cross_entropy
+        for r in ("positions", "elements")
+    )
+    torch.testing.assert_close(by_elements, by_positions / 5)
+
+
+def test_what_stands_in_void_may_be_anything():
+    student, teacher = rand(1, 3, 2, 4).requires_grad_(), rand(1, 3, 2, 4, seed=1)
+    labels = torch.tensor([[[0, 1, 2, 0], [255, 255, 255, 255]]])
+    wanted = hinton_kd(student, teacher, temperature=2, alpha=0.5, labels=labels)
+    teacher[:, :, 1] = math.nan
+    loss = hinton_kd(student, teacher, temperature=2, alpha=0.5, labels=labels)
+    loss.backward()
+    torch.testing.assert_close(loss, wanted)
+    assert student.grad.isfinite().all()
+
+
+def test_half_precision_is_computed_in_single():
+    student, teacher = (rand(2, 5, 3, 4, seed=i).half() for i in (0, 1))
+    labels = torch.randint(0, 5, (2, 3, 4), generator=torch.manual_seed(0))
+    options = {"temperature": 20.0, "alpha": 0.9, "labels": labels}
+    loss = hinton_kd(student, teacher, **options)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, hinton_kd(student.float(), teacher.float(), **options))
+
+
 def test_ignored_positions():
     student, teacher = rand(1, 3, 2, 4).requires_grad_(), rand(1, 3, 2, 4, seed=1)
     labels = torch.tensor([[[0, 1, 2, 0], [255, 255, 255, 255]]])
@@ -127,6 +182,7 @@ def test_no_gradient_into_the_teacher():
         {"alpha": -0.1},
         {"alpha": 1.1},
         {"direction": "both"},
+        {"reduction": "mean"},
         {"teacher": torch.zeros(2, 4)},
         {"labels": torch.zeros(3, dtype=torch.int64)},
         {"labels": torch.zeros(2)},

@@ -78,8 +78,16 @@ class ShareSampler(Sampler[int]):
 
 def seed_iteration(seed: int, iteration: int, rank: int) -> None:
     """Seed torch for the model's own randomness in one iteration of one process."""
-    digest = hashlib.sha256(f"{seed}/{STREAM_MODEL}/{iteration}/{rank}".encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    torch.manual_seed(_model_seed(f"{seed}/{STREAM_MODEL}/{iteration}/{rank}"))
+
+
+def iteration_generator(seed: int, iteration: int, rank: int, use: str) -> torch.Generator:
+    """A generator on the CPU for one use in one iteration of one process, beside :func:`seed_iteration`'s state."""
+    return torch.Generator().manual_seed(_model_seed(f"{seed}/{STREAM_MODEL}/{iteration}/{rank}/{use}"))
+
+
+def _model_seed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
 @contextlib.contextmanager

@@ -1,0 +1,31 @@
+"""Attention transfer (AT): where a layer is active.
+
+N: images; C: channels; H, W: size of the maps.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .positions import as_pair, half_squared_distance
+
+
+def attention_map(features: Tensor) -> Tensor:
+    """(N, H · W): sum of the squares over channels (Zagoruyko and Komodakis, ICLR 2017, section 3.1, F²_sum)."""
+    return features.square().sum(dim=1).flatten(1)
+
+
+def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of the attention maps, each scaled to length 1, mean over images; a scalar in 0…2 (Zagoruyko
+    and Komodakis, ICLR 2017, section 3.1; squared, as in their code, so that it is smooth at equality).
+
+    Args:
+        student, teacher: (N, C, H, W) features of one size; C may differ. No gradient flows into the teacher's.
+
+    Raises:
+        ValueError: shapes do not fit.
+    """
+    student, teacher = as_pair(student, teacher, same_channels=False)
+    if student.ndim != 4:
+        raise ValueError(f"attention transfer needs maps (N, C, H, W), got {tuple(student.shape)}")
+    return 2 * half_squared_distance(attention_map(student), attention_map(teacher)).mean()
