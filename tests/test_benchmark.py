@@ -151,7 +151,7 @@ def test_voc_ap_sides_agree(tmp_path):
 
 def test_loss_sides_agree(options):
     rows = [row for row in losses.suite(options) if "difference" in row.name]
-    assert len(rows) == 2 and all(row.value < 1e-5 for row in rows)
+    assert len(rows) == 5 and all(row.value < 1e-5 for row in rows)
 
 
 def test_networks_keep_as_many_boxes():

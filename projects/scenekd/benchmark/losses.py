@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,11 @@ from ..losses.multibox import multibox_loss
 from ..losses.soft_label import soft_label_cross_entropy
 from ..matching import AnchorMatch
 from ..registry import register
+from .losses_compare import compare_losses
+from .losses_distill import distill_rows
 from .matching import ours as match
 from .matching import paper_grid, random_boxes
-from .measure import Row, interleave, peak_bytes
+from .measure import Row
 from .options import Options
 
 NAME = "losses"
@@ -26,10 +28,11 @@ TEMPERATURE = 0.4
 
 @register("benchmark", NAME)
 def suite(options: Options) -> Iterator[Row]:
-    """Soft labels and the detection loss."""
+    """Soft labels, the detection loss, and distillation of maps."""
     generator = torch.Generator().manual_seed(0)
     yield from _soft_label(options, generator)
     yield from _multibox(options, generator)
+    yield from distill_rows(NAME, options, generator)
 
 
 def dense_soft_label(logits: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
@@ -54,7 +57,7 @@ def _soft_label(options: Options, generator: torch.Generator) -> Iterator[Row]:
     def peer(logits: Tensor) -> Tensor:
         return dense_soft_label(logits, scores, valid)
 
-    yield from _compare(options, "soft labels", f"{tuple(logits.shape)}", [logits], ours, peer)
+    yield from compare_losses(NAME, options, "soft labels", f"{tuple(logits.shape)}", [logits], ours, peer)
 
 
 def dense_multibox(
@@ -94,30 +97,4 @@ def _multibox(options: Options, generator: torch.Generator) -> Iterator[Row]:
         return dense_multibox(class_logits, offsets, anchors, matches, boxes)
 
     what = f"{batch} images × {len(anchors):,} anchors"
-    yield from _compare(options, "multibox", what, [class_logits, offsets], ours, peer)
-
-
-def _compare(
-    options: Options,
-    name: str,
-    what: str,
-    inputs: list[Tensor],
-    ours: Callable[..., Tensor],
-    peer: Callable[..., Tensor],
-) -> Iterator[Row]:
-    """Difference of the gradients, time and memory."""
-    leaves = [value.requires_grad_() for value in inputs]
-
-    def step(loss: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(loss(*leaves), leaves)
-
-    pairs = list(zip(step(ours), step(peer)))
-    worst = max(float((a - b).norm() / b.norm().clamp(min=1e-20)) for a, b in pairs)
-    detail = f"{what}; |ours − dense| / |dense|, gradients"
-    yield Row(NAME, f"{name}: relative difference from dense", worst, unit="", detail=detail)
-    times = interleave(lambda: step(ours), lambda: step(peer), repeats=options.repeats())
-    detail = f"{what}, forward and backward: {times.describe('dense')}"
-    yield Row(NAME, f"{name}: speed against dense", *times.speedup, detail=detail)
-    own, theirs = peak_bytes(lambda: step(ours)), peak_bytes(lambda: step(peer))
-    detail = f"ours {own / 2**20:.1f} MiB, dense {theirs / 2**20:.1f} MiB"
-    yield Row(NAME, f"{name}: peak memory against dense", own / theirs, detail=detail)
+    yield from compare_losses(NAME, options, "multibox", what, [class_logits, offsets], ours, peer)
