@@ -105,6 +105,15 @@ def test_half_precision_and_the_teacher(name):
     torch.testing.assert_close(loss, wanted)
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_mixed_precision_does_not_reach_inside(name):
+    """Under autocast on single-precision maps: the value without it."""
+    student, teacher = (rand(2, 3, 4, 6, seed=i).float() for i in (0, 1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ALL[name](student, teacher)
+    torch.testing.assert_close(found, ALL[name](student, teacher))
+
+
 @pytest.mark.parametrize("name", OF_LOGITS)
 def test_void_is_not_seen(name):
     """Not its values, NaN even, and not in the gradient. Void columns are as if they were not there."""

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from scenekd.losses.critic import Critic, SelfAttention, critic_images, distance, gradient_penalty
@@ -202,6 +203,27 @@ def test_void_is_not_seen():
     nothing.backward()
     assert nothing.item() == 0 and (student.grad == 0).all() and loss.step(0) is None
     assert all(torch.equal(before[name], value) for name, value in loss.critic.state_dict().items())
+
+
+def _two_critics(rank, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    loss = build(lr=1e-2)
+    for iteration in range(3):
+        student, teacher, images = batch(seed=2 * iteration + 10 * rank)
+        # In one iteration one process sees void alone; it steps with the other all the same.
+        valid = torch.full((2, 8, 8), not (rank == 1 and iteration == 1))
+        loss(student, teacher, images, valid=valid)
+        loss.step(iteration, rank)
+    numbers = torch.cat([value.flatten().double() for value in loss.state_dict().values()])
+    other = numbers.clone()
+    dist.broadcast(other, 0)
+    assert torch.equal(numbers, other) and loss.steps == 3
+    dist.destroy_process_group()
+
+
+def test_two_processes_keep_one_critic(tmp_path):
+    """On different batches; optimizer state included."""
+    torch.multiprocessing.spawn(_two_critics, args=(str(tmp_path),), nprocs=2)
 
 
 @pytest.mark.parametrize("option", [{"penalty": -1}, {"lr": 0}, {"width": 0}, {"size": 0}])

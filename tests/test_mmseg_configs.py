@@ -16,6 +16,7 @@ from mmseg.apis import init_model
 from tool_runner import ToolRunner, edited
 
 from scenekd import checkpoint
+from scenekd.data.voc import VOC_CLASSES
 
 pytestmark = pytest.mark.usefixtures("plain_dumps")
 
@@ -146,6 +147,33 @@ def test_soft_then_online(voc, tmp_path, monkeypatch):
     assert all(step["distill.loss_kd"] > 0 for step in steps)
     weights.unlink()
     trained, again = _test_again(online, tmp_path / "online", monkeypatch)
+    assert again == pytest.approx(trained, abs=1e-4)
+
+
+def test_structured(voc, tmp_path, monkeypatch):
+    """A list of losses on logits and layers, beside losses by their type: all are trained on, adaptor and critic are
+    saved, and the student is tested when its teacher is gone."""
+    soft = _soft_file(tmp_path, voc)
+    teacher = {"config": str(soft), "checkpoint": str(tmp_path / "teacher.pth")}
+    torch.manual_seed(0)
+    state = init_model(str(soft), device="cpu").state_dict()
+    meta = {"dataset_meta": {"classes": ("background", *VOC_CLASSES)}}
+    torch.save({"state_dict": state, "meta": meta}, teacher["checkpoint"])
+    _online_file(tmp_path, voc, teacher)
+    kinds = ("CWD", "PairWise", "DIST", "DKD")
+    by_type = "".join(f'dict(type="SceneKD{kind}Loss"),' for kind in kinds)
+    more = 'dict(TYPE="mgd", STUDENT="backbone.layer3", TEACHER="backbone.layer4"),'
+    changes = {"distill=[": f"distill=[{by_type}{more}", "WARMUP=1000": "WARMUP=1"}
+    file, out = _write(tmp_path, "fcn_r18_structured_voc.py", changes), tmp_path / "structured"
+    steps, _ = _train(file, out, monkeypatch)
+    names = ("cwd", "pair", "dist", "dkd", "mgd", "pixel", "holistic")
+    _all_finite(steps, "decode.loss_ce", *(f"distill.loss_{name}" for name in names))
+    weights = checkpoint.read(out / "model_final.pth")["model"]
+    parts = {name.split(".")[3] for name in weights if name.startswith("distillation.")}
+    assert parts == {"loss_mgd", "loss_holistic"}  # the layers of the other have equal channels
+    assert weights["distillation.losses.parts.loss_holistic.steps"] == 3
+    Path(teacher["checkpoint"]).unlink()
+    trained, again = _test_again(file, out, monkeypatch)
     assert again == pytest.approx(trained, abs=1e-4)
 
 

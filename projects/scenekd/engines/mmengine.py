@@ -12,11 +12,11 @@ from torch import nn
 
 from .. import registry
 from ..config import import_systems
-from . import mmengine_parts  # noqa: F401 - registers loop, hook and metric
+from . import mmengine_loss_maps, mmengine_parts  # noqa: F401 - register losses; loop, hook and metric
 from .mmengine_annotations import SceneKDLoadAnnotations
 from .mmengine_data import SceneKDDataset
 from .mmengine_geometry import SceneKDGeometry
-from .mmengine_loss import SceneKDHintonLoss, SoftLabelCrossEntropy
+from .mmengine_loss import DistillationLoss, SoftLabelCrossEntropy
 from .mmengine_model import SceneKDDataPreprocessor, SceneKDModel
 from .mmengine_pack import SceneKDPackInputs
 from .mmengine_segmentor import SceneKDEncoderDecoder
@@ -40,7 +40,9 @@ def _publish() -> None:
     for kind, name, factory in registry.records():
         if kind == "model":
             MODELS.register_module(name=name, module=_model_class(name, factory), force=True)
-    for model in (SceneKDEncoderDecoder, SceneKDDataPreprocessor, SoftLabelCrossEntropy, SceneKDHintonLoss):
+        elif kind == "loss" and isinstance(factory, type) and issubclass(factory, DistillationLoss):
+            MODELS.register_module(name=name, module=factory, force=True)
+    for model in (SceneKDEncoderDecoder, SceneKDDataPreprocessor, SoftLabelCrossEntropy):
         MODELS.register_module(module=model, force=True)
     for transform in (SceneKDLoadAnnotations, SceneKDLoadTeacher, SceneKDGeometry, SceneKDPackInputs):
         TRANSFORMS.register_module(module=transform, force=True)

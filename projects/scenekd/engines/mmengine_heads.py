@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..losses.reduce import zero_loss
 from .mmengine_loss import DistillationLoss
-from .mmengine_targets import Masks, SoftTargets
+from .mmengine_targets import Masks, SoftTargets, labels_of
 
 
 def check_head(head: nn.Module) -> None:
@@ -73,7 +73,7 @@ def head_losses(
     for loss in losses_of(head):
         name: str = loss.loss_name  # type: ignore[assignment]
         if isinstance(loss, DistillationLoss):
-            value = soft_loss(loss, logits, soft)
+            value = soft_loss(loss, logits, soft, masks, head.ignore_index)
         else:
             value = _hard_loss(loss, labelled, masks, pixel_weight, head.ignore_index)
         losses[name] = losses[name] + value if name in losses else value
@@ -82,8 +82,13 @@ def head_losses(
     return losses, logits
 
 
-def soft_loss(loss: DistillationLoss, logits: Tensor, soft: SoftTargets | None) -> Tensor:
+def soft_loss(
+    loss: DistillationLoss, logits: Tensor, soft: SoftTargets | None, masks: Masks, ignore_index: int = 255
+) -> Tensor:
     """A distillation loss of a batch; 0 with a gradient of zeros where no image has a teacher's output.
+
+    Args:
+        ignore_index: void in the masks, for a loss that takes labels.
 
     Raises:
         UserError: the teacher has other classes, or its output another form than the loss takes.
@@ -102,8 +107,15 @@ def soft_loss(loss: DistillationLoss, logits: Tensor, soft: SoftTargets | None) 
             "SceneKDLoadTeacher's distill=dict(SEGMENTATION=...)"
         )
     values = soft.values.to(logits.device)
+    labels = None
+    if loss.takes_labels:
+        labels = _take(labels_of(masks, len(logits), ignore_index).to(logits.device), soft.images)
     result: Tensor = loss(
-        _take(logits, soft.images), values, soft.valid.to(logits.device), soft.weights.to(values)
+        _take(logits, soft.images),
+        values,
+        soft.valid.to(logits.device),
+        soft.weights.to(values),
+        labels=labels,
     )
     return result
 

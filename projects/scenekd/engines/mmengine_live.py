@@ -94,9 +94,14 @@ class LiveMMSegmentation:
             model["pretrained"] = (
                 ""  # BlitzNet loads it when built, MMSegmentation's models when training begins
             )
+        # What a student of ours learned with is nothing to it as a teacher.
+        for option in ("teacher", "distill") if model.get("type") == "SceneKDEncoderDecoder" else ():
+            model.pop(option, None)
+        weights = checkpoints.weights_of(state)
+        weights = {name: value for name, value in weights.items() if not name.startswith("distillation.")}
         with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmseg")):
             net: nn.Module = SEG_MODELS.build(model)
-        checkpoints.load_state(net, checkpoints.weights_of(state), checkpoint, strict=True)
+        checkpoints.load_state(net, weights, checkpoint, strict=True)
         self.net = freeze(net)
 
     def logits(self, images: Tensor) -> Tensor:

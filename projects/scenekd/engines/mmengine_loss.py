@@ -1,8 +1,8 @@
 """Losses against a teacher's dense output, for ``loss_decode`` and ``distill`` of SceneKDEncoderDecoder.
 
 A new one is a subclass of :class:`DistillationLoss` with :meth:`~DistillationLoss.sums`, or, where each pixel has a
-loss of its own, of :class:`PixelDistillationLoss` with :meth:`~PixelDistillationLoss.pixels`; and its name in
-:mod:`.mmengine`.
+loss of its own, of :class:`PixelDistillationLoss` with :meth:`~PixelDistillationLoss.pixels`; registered as a ``loss``.
+Losses of whole maps and of labels are in :mod:`.mmengine_loss_maps`.
 
 n: images that have a target; K: dense classes; H, W: size of the logits.
 """
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..losses import soft_label
-from ..losses.distill import DIRECTIONS, divergence_map
+from ..losses.distill import DIRECTIONS, REDUCTIONS, divergence_map
+from ..losses.positions import valid_positions
 from ..losses.reduce import safe_count
 from ..losses.top_k import TAILS
+from ..registry import register
 
 
 class DistillationLoss(nn.Module):
@@ -28,9 +30,12 @@ class DistillationLoss(nn.Module):
         target_is: the form of the teacher's output that it takes: logits, probabilities or scores.
         loss_weight: factor of the result.
         loss_name: key in the dictionary of losses; it must start with ``loss``.
+        takes_labels: whether :meth:`sums` is also given ``labels``, (n, H, W) with 255 where there is none, and pixels
+            without a label do not count.
     """
 
     target_is = "logits"
+    takes_labels = False
     loss_weight: float
     loss_name: str
 
@@ -39,7 +44,7 @@ class DistillationLoss(nn.Module):
         self.loss_weight = loss_weight
         self.loss_name = loss_name
 
-    def sums(self, logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(self, logits: Tensor, target: Tensor, valid: Tensor, **labels: Tensor) -> tuple[Tensor, Tensor]:
         """(n,) each image's loss, summed over what counts in it, and (n,) how much counts.
 
         Args:
@@ -55,6 +60,7 @@ class DistillationLoss(nn.Module):
         target: Tensor,
         valid: Tensor | None = None,
         weight: Tensor | None = None,
+        labels: Tensor | None = None,
         **_: object,
     ) -> Tensor:
         """Σ weight · sum / Σ count over the images, a scalar; nothing valid: 0 with a gradient of zeros.
@@ -63,9 +69,10 @@ class DistillationLoss(nn.Module):
             logits, target: (n, K, H, W).
             valid: (n, H, W) bool; None for all.
             weight: (n,), of the images; None for 1.
+            labels: (n, H, W), 255 where there is none; for a loss that takes them.
 
         Raises:
-            UserError: masks are given, as the decode heads of a plain EncoderDecoder do.
+            UserError: masks are given instead of a teacher's output, as the decode heads of a plain EncoderDecoder do.
         """
         if not target.is_floating_point():
             raise UserError(
@@ -74,7 +81,12 @@ class DistillationLoss(nn.Module):
             )
         if valid is None:
             valid = torch.ones_like(logits[:, 0], dtype=torch.bool)
-        total, count = self.sums(logits, target, valid)
+        if self.takes_labels:
+            assert labels is not None
+            valid = valid & valid_positions(labels)
+            total, count = self.sums(logits, target, valid, labels=labels)
+        else:
+            total, count = self.sums(logits, target, valid)
         if weight is not None:
             total = total * weight
         return self.loss_weight * total.sum() / safe_count(count.sum().to(total))
@@ -87,7 +99,7 @@ class PixelDistillationLoss(DistillationLoss):
         """(n, H, W): the loss of each pixel, 0 where not valid. Arguments as in :meth:`sums`."""
         raise NotImplementedError
 
-    def sums(self, logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(self, logits: Tensor, target: Tensor, valid: Tensor, **_: Tensor) -> tuple[Tensor, Tensor]:
         """The pixels' losses and their number."""
         return self.pixels(logits, target, valid).sum(dim=(1, 2)), valid.sum(dim=(1, 2))
 
@@ -124,7 +136,7 @@ class SoftLabelCrossEntropy(DistillationLoss, soft_label.SoftLabelCrossEntropy):
         self.confidence = confidence
         self.options: dict[str, Any] = {"temper_student": temper_student, "top_k": top_k, "tail": tail}
 
-    def sums(self, logits: Tensor, target: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def sums(self, logits: Tensor, target: Tensor, valid: Tensor, **_: Tensor) -> tuple[Tensor, Tensor]:
         """The pixels' cross-entropies and their number, both weighed by the teacher's confidence."""
         target = target.masked_fill(~valid[:, None], 0)
         loss = soft_label.soft_label_map(
@@ -145,6 +157,7 @@ class SoftLabelCrossEntropy(DistillationLoss, soft_label.SoftLabelCrossEntropy):
         return ", ".join([super().extra_repr(), *(f"{name}={value!r}" for name, value in options.items())])
 
 
+@register("loss", "SceneKDHintonLoss")
 class SceneKDHintonLoss(PixelDistillationLoss):
     """α · T² · KL of the softmax at temperature T, mean over pixels (Hinton et al. 2015, section 2).
 
@@ -155,6 +168,7 @@ class SceneKDHintonLoss(PixelDistillationLoss):
         temperature: T > 0.
         alpha: in 0…1.
         direction: teacher_student is KL(teacher‖student), Hinton's; student_teacher the reverse.
+        reduction: elements divides by the number of classes, too, see :func:`scenekd.losses.distill.hinton_kd`.
         loss_weight, loss_name: see :class:`DistillationLoss`.
 
     Raises:
@@ -168,14 +182,18 @@ class SceneKDHintonLoss(PixelDistillationLoss):
         direction: str = "teacher_student",
         loss_weight: float = 1.0,
         loss_name: str = "loss_kd",
+        reduction: str = "positions",
     ) -> None:
         super().__init__(loss_weight, loss_name)
-        if not temperature > 0 or not 0 <= alpha <= 1 or direction not in DIRECTIONS:
+        known = direction in DIRECTIONS and reduction in REDUCTIONS
+        if not temperature > 0 or not 0 <= alpha <= 1 or not known:
             raise ValueError(
                 "SceneKDHintonLoss: temperature must be positive, alpha in 0…1, direction one of "
-                f"{', '.join(DIRECTIONS)}; got {temperature}, {alpha}, {direction!r}"
+                f"{', '.join(DIRECTIONS)}, reduction one of {', '.join(REDUCTIONS)}; "
+                f"got {temperature}, {alpha}, {direction!r}, {reduction!r}"
             )
-        self.temperature, self.alpha, self.direction = temperature, alpha, direction
+        self.temperature, self.alpha = temperature, alpha
+        self.direction, self.reduction = direction, reduction
 
     def pixels(self, logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
         """The tempered divergence of each pixel."""
@@ -185,10 +203,11 @@ class SceneKDHintonLoss(PixelDistillationLoss):
             temperature=self.temperature,
             direction=self.direction,
         )
-        return self.alpha * self.temperature**2 * divergence.masked_fill(~valid, 0)
+        classes = logits.shape[1] if self.reduction == "elements" else 1
+        return self.alpha * self.temperature**2 / classes * divergence.masked_fill(~valid, 0)
 
     def extra_repr(self) -> str:
         return (
             f"temperature={self.temperature}, alpha={self.alpha}, direction={self.direction!r}, "
-            f"loss_weight={self.loss_weight}"
+            f"reduction={self.reduction!r}, loss_weight={self.loss_weight}"
         )

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
-from mmengine.registry import DefaultScope
 from mmseg.models.segmentors import EncoderDecoder
-from mmseg.registry import MODELS as SEG_MODELS
 from mmseg.structures import SegDataSample
 from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
 from ..errors import UserError
 from ..teachers.live import LiveTeacher, asked, class_order
+from .mmengine_distill import ListedLosses, split_losses
 from .mmengine_heads import check_head, head_losses, soft_loss
 from .mmengine_live import build_live_teacher, class_names, original_images
 from .mmengine_loss import DistillationLoss
-from .mmengine_targets import SoftTargets, masks_of, shown_of, soft_targets_of
+from .mmengine_targets import Masks, SoftTargets, labels_of, masks_of, shown_of, soft_targets_of
 
 
 class SceneKDEncoderDecoder(EncoderDecoder):
@@ -35,8 +35,12 @@ class SceneKDEncoderDecoder(EncoderDecoder):
     Args:
         teacher: dict(config=…, checkpoint=…, classes=…), see :func:`.mmengine_live.build_live_teacher`. It is loaded
             when training begins, so that a trained student needs none.
-        distill: configurations of distillation losses that take logits or probabilities; their names get the prefix
-            ``distill.``.
+        distill: losses against it; their names get the prefix ``distill.``. Configurations with a ``type`` are
+            distillation losses that take logits or probabilities. Mappings with a ``TYPE`` are the list of
+            :class:`scenekd.losses.distillation.DistillationLosses`, whose entries may name layers of both networks,
+            such as ``backbone.layer4``; its adaptors and critics are trained and saved as ``distillation``, and a
+            teacher whose layers are named is loaded at once.
+        distill_seed: of what that list draws.
         classes: with ``teacher``, the data set's dense classes in order, held against the teacher's by name: names with
             background, or one of MMSegmentation's lists, such as 'voc'.
         options: of EncoderDecoder.
@@ -51,18 +55,18 @@ class SceneKDEncoderDecoder(EncoderDecoder):
         *,
         teacher: dict[str, Any] | None = None,
         distill: Sequence[dict[str, Any]] | dict[str, Any] = (),
+        distill_seed: int = 0,
         classes: Sequence[str] | str = (),
         **options: Any,
     ) -> None:
         super().__init__(**options)
         for head in (self.decode_head, *self._auxiliary_heads()):
             check_head(head)
-        self.distill = nn.ModuleList(
-            _build_loss(c) for c in ([distill] if isinstance(distill, dict) else distill)
-        )
+        losses, listed = split_losses(distill)
+        self.distill = nn.ModuleList(losses)
         self.classes = class_names(classes)
         self._teacher_options, self._teacher = teacher, None  # type: tuple[Any, LiveTeacher | None]
-        if bool(teacher) != bool(len(self.distill)):
+        if bool(teacher) != bool(losses or listed):
             raise UserError(
                 "SceneKDEncoderDecoder: teacher and distill belong together; give both or neither"
             )
@@ -71,6 +75,19 @@ class SceneKDEncoderDecoder(EncoderDecoder):
                 f"SceneKDEncoderDecoder: classes has {len(self.classes)} names for {self.out_channels} channels of the "
                 "decode head; name the data set's classes, background first, or one of MMSegmentation's lists, 'voc'"
             )
+        self.distillation = self._listed(listed, distill_seed) if listed else None
+
+    def _listed(self, specs: Sequence[Any], seed: int) -> ListedLosses | None:
+        """The list of losses; None where it names layers of a teacher that cannot be had: a trained student is tested
+        without its teacher, and training begins with the error."""
+        live = None
+        if any(spec.get("TEACHER") for spec in specs):
+            try:
+                live = self.live_teacher()
+            except UserError:
+                return None
+        net = None if live is None else live.net
+        return ListedLosses(specs, student=self, teacher=net, num_classes=self.out_channels, seed=seed)
 
     def init_weights(self) -> None:
         """As in EncoderDecoder; MMEngine calls it when training begins, so the teacher is loaded here."""
@@ -86,6 +103,13 @@ class SceneKDEncoderDecoder(EncoderDecoder):
             self._teacher = teacher
         return self._teacher
 
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
+        """As in EncoderDecoder; then what trains itself, a critic, takes its own step."""
+        logs: dict[str, Tensor] = super().train_step(data, optim_wrapper)
+        if self.distillation is not None:
+            self.distillation.after_step()
+        return logs
+
     def loss(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> dict[str, Tensor]:
         """Losses of a batch: ``decode.…``, ``aux.…`` or ``aux_0.…``, and ``distill.…``.
 
@@ -94,34 +118,37 @@ class SceneKDEncoderDecoder(EncoderDecoder):
         """
         size = (int(inputs.shape[-2]), int(inputs.shape[-1]))
         masks, soft = masks_of(data_samples, size), soft_targets_of(data_samples, size)
-        features = self.extract_feat(inputs)
-        found, logits = head_losses(self.decode_head, features, masks, soft, size)
-        losses = add_prefix(found, "decode")
-        heads = self._auxiliary_heads()
-        for i, head in enumerate(heads):
-            name = f"aux_{i}" if isinstance(self.auxiliary_head, nn.ModuleList) else "aux"
-            losses.update(add_prefix(head_losses(head, features, masks, soft, size)[0], name))
-        losses.update(add_prefix(self._distill(inputs, data_samples, logits), "distill"))
+        with nullcontext() if self.distillation is None else self.distillation.watch():
+            features = self.extract_feat(inputs)
+            found, logits = head_losses(self.decode_head, features, masks, soft, size)
+            losses = add_prefix(found, "decode")
+            heads = self._auxiliary_heads()
+            for i, head in enumerate(heads):
+                name = f"aux_{i}" if isinstance(self.auxiliary_head, nn.ModuleList) else "aux"
+                losses.update(add_prefix(head_losses(head, features, masks, soft, size)[0], name))
+            teacher = self.live_teacher()
+            if teacher is not None:
+                images = original_images(self.data_preprocessor, inputs)
+                with asked(teacher, inputs.device):
+                    said = teacher.logits(images)[:, self._order].float()
+        if teacher is not None:
+            shown = shown_of(data_samples, size, inputs.device)
+            losses.update(add_prefix(self._distill(logits, said, masks, shown), "distill"))
+            if self.distillation is not None:
+                labels = labels_of(masks, len(logits), self.decode_head.ignore_index).to(logits.device)
+                more = self.distillation(logits, said, labels, images, shown)
+                losses.update(add_prefix(more, "distill"))
         return dict(losses)
 
-    def _distill(
-        self, inputs: Tensor, data_samples: Sequence[SegDataSample], logits: Tensor
-    ) -> dict[str, Tensor]:
-        teacher = self.live_teacher()
-        if teacher is None:
-            return {}
-        with asked(teacher, inputs.device):
-            said = teacher.logits(original_images(self.data_preprocessor, inputs))[:, self._order].float()
-            said = torch.nn.functional.interpolate(
-                said, logits.shape[-2:], mode="bilinear", align_corners=False
-            )
-        valid = shown_of(data_samples, (logits.shape[-2], logits.shape[-1]), logits.device)
+    def _distill(self, logits: Tensor, said: Tensor, masks: Masks, shown: Tensor) -> dict[str, Tensor]:
+        """The losses that were built by their type."""
+        said = torch.nn.functional.interpolate(said, logits.shape[-2:], mode="bilinear", align_corners=False)
         everyone, ones = list(range(len(logits))), said.new_ones(len(logits))
         losses: dict[str, Tensor] = {}
         for loss in cast("list[DistillationLoss]", list(self.distill)):
             values = said.softmax(dim=1) if loss.target_is == "probabilities" else said
-            target = SoftTargets(everyone, values, valid, ones, loss.target_is)
-            value = soft_loss(loss, logits, target)
+            target = SoftTargets(everyone, values, shown, ones, loss.target_is)
+            value = soft_loss(loss, logits, target, masks, self.decode_head.ignore_index)
             losses[loss.loss_name] = losses[loss.loss_name] + value if loss.loss_name in losses else value
         return losses
 
@@ -130,14 +157,3 @@ class SceneKDEncoderDecoder(EncoderDecoder):
             return ()
         heads = self.auxiliary_head
         return list(heads) if isinstance(heads, nn.ModuleList) else [heads]
-
-
-def _build_loss(config: dict[str, Any]) -> DistillationLoss:
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        loss = SEG_MODELS.build(config)
-    if not isinstance(loss, DistillationLoss) or loss.target_is == "scores":
-        raise UserError(
-            f"SceneKDEncoderDecoder: distill: {config.get('type')} is no loss between the logits of a student and of a "
-            "teacher; use SceneKDHintonLoss, or SoftLabelCrossEntropy with target_is='logits'"
-        )
-    return loss

@@ -13,6 +13,7 @@ from mmseg.structures import SegDataSample
 from torch import Tensor
 
 from ..errors import UserError
+from ..losses.positions import IGNORE_INDEX
 from ..sample import SourceWeights
 from .mmengine_teacher import FORM, WEIGHTS
 
@@ -77,6 +78,18 @@ def masks_of(samples: Sequence[SegDataSample], size: tuple[int, int]) -> Masks:
         weights.append(weight)
     stacked = torch.stack(labels) if labels else torch.zeros((0, *size), dtype=torch.long)
     return Masks(images, stacked, weights)
+
+
+def labels_of(masks: Masks, count: int, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    """(N, H, W) labels of all ``count`` images of a batch; 255 where there is none.
+
+    Args:
+        ignore_index: what void is in the masks.
+    """
+    labels = masks.labels.new_full((count, *masks.labels.shape[1:]), IGNORE_INDEX)
+    if masks.images:
+        labels[masks.images] = masks.labels.masked_fill(masks.labels == ignore_index, IGNORE_INDEX)
+    return labels
 
 
 def soft_targets_of(samples: Sequence[SegDataSample], size: tuple[int, int]) -> SoftTargets | None:
