@@ -20,6 +20,10 @@ def build_model(cfg: CfgNode, *, pretrained: bool = True) -> MultiTaskNet:
         UserError: no such student, or a value out of range.
     """
     name = cfg.MODEL.STUDENT
+    if cfg.DISTILL.TEACHER == "online":
+        raise UserError(
+            "DISTILL.TEACHER: the students of kd_mtl learn from cached teachers; set it to cached"
+        )
     if name not in STUDENTS:
         raise UserError(f"MODEL.STUDENT: {name!r}; choose one of {', '.join(STUDENTS)}")
     return STUDENTS[name].from_config(cfg, pretrained=pretrained)

@@ -52,15 +52,17 @@ def atomic_save(state: Any, path: str | Path) -> None:
         ) from error
 
 
-def model_state(net: nn.Module, config: str) -> dict[str, Any]:
-    """The content of a model checkpoint."""
-    weights = {name: value.detach().cpu() for name, value in net.state_dict().items()}
+def model_state(net: nn.Module, config: str, *, whole: bool = True) -> dict[str, Any]:
+    """The content of a model checkpoint; without ``whole`` what a network has for its training alone, below the
+    names in its ``training_only``, is left out."""
+    apart = () if whole else tuple(f"{name}." for name in getattr(net, "training_only", ()))
+    weights = {n: v.detach().cpu() for n, v in net.state_dict().items() if not n.startswith(apart)}
     return {"model": weights, "state_dict": weights, "config": config, "format": FORMAT}
 
 
 def save_model(net: nn.Module, config: str, path: str | Path) -> None:
-    """Write a model checkpoint of the bare network ``net``."""
-    atomic_save(model_state(net, config), path)
+    """Write a model checkpoint of the bare network ``net``, without what is for its training alone."""
+    atomic_save(model_state(net, config, whole=False), path)
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -78,6 +78,9 @@ def own_defaults() -> CN:
     teacher.SCORE_IMAGES = 100  # labelled training images on which a run scores its teachers; 0: none
 
     distill = cfg.DISTILL = CN()
+    # cached: teachers were asked once for every image, the policies choose. online (fcn_kd): the segmentation or
+    # classification teacher is asked for every batch as the student sees it. none: ground truth alone
+    distill.TEACHER = "cached"
     for task in (task.upper() for task in TASKS):
         node = distill[task] = CN()
         node.POLICY = (

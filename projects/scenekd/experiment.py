@@ -144,6 +144,8 @@ class Experiment:
     def net(self) -> nn.Module:
         """The network on its device, with ``MODEL.WEIGHTS`` or the resumed weights."""
         net = build_model(self.cfg, pretrained=not (self.state or self.whole))
+        if not self.whole and hasattr(net, "prepare_training"):
+            net.prepare_training(self.cfg)  # what it learns by, which an evaluation does not need
         if self.state:
             weights = self.state["model"]
             if self.whole and self.cfg.SOLVER.EMA.ENABLED:  # an evaluation is of the averaged weights

@@ -45,6 +45,8 @@ class Extras:
             if state.get("async_updates"):
                 self.async_updates.load_state_dict(state["async_updates"])
         self._logged: list[Any] = [m.log_values for m in net.modules() if hasattr(m, "log_values")]
+        self._begin: list[Any] = [m.begin_step for m in net.modules() if hasattr(m, "begin_step")]
+        self._end: list[Any] = [m.end_step for m in net.modules() if hasattr(m, "end_step")]
         net.register_forward_hook(self._after_forward)
 
     def _after_forward(self, net: nn.Module, args: tuple[Any, ...], losses: Any) -> None:
@@ -65,8 +67,16 @@ class Extras:
             hooks.append(self.async_updates.before_step)
         return hooks
 
+    def begin_step(self, iteration: int) -> None:
+        """Before the forward pass of step ``iteration`` (0-based); modules hear of it by ``begin_step``."""
+        self.guard.iteration = iteration
+        for tell in self._begin:
+            tell(iteration)
+
     def after_step(self, iteration: int) -> None:
-        """After the optimizer's step ``iteration`` (0-based)."""
+        """After the optimizer's step ``iteration`` (0-based); modules hear of it by ``end_step``."""
+        for tell in self._end:
+            tell(iteration)
         if self.average is not None:
             self.average.update(iteration)
 

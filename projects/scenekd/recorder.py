@@ -61,7 +61,7 @@ class Recorder:
     def before_step(self, iteration: int) -> float:
         """Seed the model's randomness and set the learning rate of step ``iteration`` (0-based)."""
         self._step_start = time.perf_counter()
-        self.experiment.extras.guard.iteration = iteration
+        self.experiment.extras.begin_step(iteration)
         seed_iteration(self.cfg.SEED, iteration, self.experiment.rank)
         return optim.set_lr(self.experiment.optimizer, self.cfg, iteration)
 

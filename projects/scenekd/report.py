@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from fvcore.common.config import CfgNode
 from PIL import Image
 
-from .data.policy import TaskPolicy
+from .data.policy import TaskPolicy, from_cache
 from .predictor import Predictor
 from .recorder import read_metrics
 from .report_html import Markup, Number, escape, figure, number, table, write_page
@@ -127,7 +127,7 @@ def run_panels(experiment: Any, count: int) -> Iterable[Picture]:
 
 def teacher_tasks(cfg: CfgNode) -> tuple[str, ...]:
     """The tasks whose policy takes something from a teacher."""
-    nodes = {task: cfg.DISTILL[task.upper()] for task in TASKS}
+    nodes = {task: cfg.DISTILL[task.upper()] for task in TASKS} if from_cache(cfg) else {}
     return tuple(
         task for task, node in nodes.items() if TaskPolicy(node.POLICY, fraction=node.FRACTION).needs_teacher
     )

@@ -24,6 +24,7 @@ from ..sample import TASKS, SourceWeights
 from ..sampling import STREAM_POLICY, draw_rng
 from .subset import stable_subset
 
+TEACHER_SOURCES = ("cached", "online", "none")
 POLICIES = ("ground_truth", "teacher", "fill_missing", "fixed_subset", "per_batch", "combined")
 
 
@@ -155,6 +156,17 @@ class SourcePolicy:
 GROUND_TRUTH = SourcePolicy(**{task: TaskPolicy("ground_truth") for task in TASKS})
 
 
+def from_cache(cfg: Any) -> bool:
+    """Whether teachers speak through saved outputs, which the policies choose from.
+
+    Raises:
+        UserError: ``DISTILL.TEACHER`` is none of :data:`TEACHER_SOURCES`.
+    """
+    if cfg.DISTILL.TEACHER not in TEACHER_SOURCES:
+        raise UserError(f"DISTILL.TEACHER: {cfg.DISTILL.TEACHER!r} is none of {', '.join(TEACHER_SOURCES)}")
+    return bool(cfg.DISTILL.TEACHER == "cached")
+
+
 def build_policy(
     cfg: Any, image_ids: Iterable[str] = (), teachers: Iterable[str] | None = None
 ) -> SourcePolicy:
@@ -168,6 +180,8 @@ def build_policy(
         UserError: an unknown policy, a value out of range, or no teacher for a policy that needs one.
     """
     ids = list(image_ids)
+    if not from_cache(cfg):
+        return GROUND_TRUTH
     policy = SourcePolicy(**{task: _task_policy(cfg, task.upper(), ids) for task in TASKS})
     if teachers is None:
         nodes = {task: cfg.TEACHER[task.upper()] for task in policy.teacher_tasks}
