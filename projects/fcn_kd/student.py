@@ -6,16 +6,17 @@ B: images; K: dense classes, background first; C: classes; H, W: network input; 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scenekd.errors import UserError
-from scenekd.losses.reduce import at_least_float32, zero_loss
+from scenekd.losses.distill import label_cross_entropy
+from scenekd.losses.positions import resized, resized_labels
 from scenekd.nets.weights import load_pretrained
 from scenekd.sample import IGNORE_INDEX, Prediction, Target
 from scenekd.teachers.options import our_classes
 
+from .distiller import Distiller, build_distiller
 from .networks import find_network
 from .spec import KEY, NetworkSpec
 
@@ -33,7 +34,11 @@ class SceneKDStudent(nn.Module):
 
     Attributes:
         tasks: (task,), which says what is evaluated. network: the bare network, whose module paths the losses name.
+        distiller: what it learns by beside the labels, once :meth:`prepare_training` was called; no part of
+            ``model_final.pth``.
     """
+
+    training_only = ("distiller",)
 
     image_size: int  # side of the square input; any other does as well
     pixel_mean: Tensor
@@ -44,6 +49,7 @@ class SceneKDStudent(nn.Module):
         if loss_size not in LOSS_SIZES:
             raise ValueError(f"LOSS_SIZE must be one of {', '.join(LOSS_SIZES)}, got {loss_size!r}")
         self.network, self.tasks, self.loss_size = network, (spec.task,), loss_size
+        self.distiller: Distiller | None = None
         self.ignore_index = NO_CLASS if spec.task == "classification" else IGNORE_INDEX
         self._trunk, self._zoo = spec.trunk, spec.zoo
         for name, values in (("pixel_mean", spec.mean), ("pixel_std", spec.std)):
@@ -58,6 +64,17 @@ class SceneKDStudent(nn.Module):
         if not self._trunk:
             raise UserError(f"{source}: weights of another network than {KEY}.NETWORK")
         load_pretrained(self.network.get_submodule(self._trunk), self._zoo, source, key=KEY)
+
+    def prepare_training(self, cfg: CfgNode) -> None:
+        """Load the teacher and build the losses that ``DISTILL`` names.
+
+        Raises:
+            UserError: see :func:`.distiller.build_distiller`.
+        """
+        outputs = count_outputs(cfg, self.tasks[0])
+        self.distiller = build_distiller(
+            cfg, self.network, self.tasks[0], outputs=outputs, ignore_index=self.ignore_index
+        )
 
     def logits(self, images: Tensor) -> Tensor:
         """Of (B, 3, H, W) float32 RGB in 0…255: (B, K, h, w), or (B, C)."""
@@ -79,8 +96,15 @@ class SceneKDStudent(nn.Module):
             return [Prediction(size=size, **{name: one}) for one in self.logits(images)]
         if targets is None:
             raise ValueError("training mode needs targets")
-        logits, labels = self._on_one_grid(self.logits(images), self.labels(targets, images))
-        return {"loss_ce": cross_entropy(logits, labels, self.ignore_index)}
+        labels = self.labels(targets, images)
+        if self.distiller is None:
+            return {"loss_ce": self._cross_entropy(self.logits(images), labels)}
+        logits, losses = self.distiller(
+            self.logits, images, targets, lambda logits: self._fit(labels, logits)
+        )
+        if self.distiller.losses.has_label_term:
+            return losses
+        return losses | {"loss_ce": self._cross_entropy(logits, labels)}
 
     def labels(self, targets: list[Target], images: Tensor) -> Tensor:
         """(B, H, W) int64 of dense labels, or (B,) of classes; ``ignore_index`` where there is none."""
@@ -88,12 +112,17 @@ class SceneKDStudent(nn.Module):
             return class_labels(targets, images.device)
         return dense_labels(targets, images)
 
-    def _on_one_grid(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        if labels.dim() == 1:
-            return logits, labels
-        if self.loss_size == "image":
-            return resize_logits(logits, labels.shape[-2:]), labels
-        return logits, resize_labels(labels, logits.shape[-2:])
+    def _fit(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """The labels at the size at which they are held against the logits."""
+        dense = labels.ndim > 1 and self.loss_size == "logits"
+        return resized_labels(labels, tuple(logits.shape[2:])) if dense else labels
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean over what is not void; 0 with a gradient of zeros where all is void."""
+        labels = self._fit(labels, logits)
+        if labels.ndim > 1:
+            logits = resized(logits, tuple(labels.shape[1:]))
+        return label_cross_entropy(logits, labels, ignore_index=self.ignore_index)
 
 
 def dense_labels(targets: list[Target], images: Tensor) -> Tensor:
@@ -108,25 +137,9 @@ def class_labels(targets: list[Target], device: torch.device) -> Tensor:
     return torch.tensor(labels, device=device)
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """Mean over what is not void; 0 with a gradient of zeros where all is void."""
-    if not (labels != ignore_index).any():
-        return zero_loss(logits)
-    return F.cross_entropy(at_least_float32(logits), labels, ignore_index=ignore_index)
-
-
-def resize_logits(logits: Tensor, size: torch.Size) -> Tensor:
-    """(B, K, h, w) → (B, K, H, W), bilinear."""
-    if logits.shape[-2:] == size:
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-
-
-def resize_labels(labels: Tensor, size: torch.Size) -> Tensor:
-    """(B, H, W) → (B, h, w), each the label of the nearest centre."""
-    if labels.shape[-2:] == size:
-        return labels
-    return F.interpolate(labels[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
+def count_outputs(cfg: CfgNode, task: str) -> int:
+    """Of a network for a task: the classes, and for dense ones background before them."""
+    return len(our_classes(cfg)) + (task == "segmentation")
 
 
 def tasks_of(cfg: CfgNode) -> tuple[str, ...]:
@@ -142,8 +155,7 @@ def build_model(cfg: CfgNode, *, pretrained: bool = True) -> SceneKDStudent:
     """
     node = cfg.MODEL.FCN_KD
     spec = find_network(node.NETWORK)
-    outputs = len(our_classes(cfg)) + (spec.task == "segmentation")
-    network = spec.build(cfg, outputs)
+    network = spec.build(cfg, count_outputs(cfg, spec.task))
     try:
         student = SceneKDStudent(network, spec, loss_size=node.LOSS_SIZE)
     except ValueError as error:

@@ -23,6 +23,7 @@ from .distillation_terms import TERMS, Batch, feature_pair, label_term, logit_pa
 from .features import FeatureTaps, channels_of, named_layer
 from .holistic import HolisticLoss
 from .masked_generation import MaskedGeneration, adaptor
+from .positions import IGNORE_INDEX
 from .schedules import weight_at
 
 # Losses with a module of their own.
@@ -41,6 +42,7 @@ class DistillationLosses(nn.Module):
         student, teacher: the networks; no teacher where its outputs are saved ones.
         num_classes: C of the logits. max_iter: iterations of the run, for the schedules; ≥ 1.
         seed: of initial weights, masks and the critic's interpolation.
+        ignore_index: label of what is void.
 
     Attributes:
         needs_features: whether student and teacher must run inside :meth:`watch`, the teacher live.
@@ -62,12 +64,14 @@ class DistillationLosses(nn.Module):
         num_classes: int,
         max_iter: int,
         seed: int,
+        ignore_index: int = IGNORE_INDEX,
     ) -> None:
         super().__init__()
         if max_iter < 1:
             raise ValueError(f"max_iter must be positive, got {max_iter}")
         self.entries = read_entries(specs)
         self.num_classes, self.max_iter, self.seed = num_classes, max_iter, seed
+        self.ignore_index = ignore_index
         self.needs_features = any(entry.on_features for entry in self.entries)
         self.needs_images = any(entry.kind == "holistic" for entry in self.entries)
         self.has_label_term = any(entry.kind == "hinton" for entry in self.entries)
@@ -99,6 +103,7 @@ class DistillationLosses(nn.Module):
         iteration: int,
         images: Tensor | None = None,
         shown: Tensor | None = None,
+        labelled: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The weighted losses of a batch, by ``loss_<type>``, scalars.
 
@@ -110,6 +115,8 @@ class DistillationLosses(nn.Module):
             images: (N, 3, any, any) RGB in 0…255; for holistic.
             shown: (N, H, W) bool, the pixels that show an image; None for all. Others do not count even where
                 DISTILL_IGNORED is set.
+            labelled: (N,) bool, the images that have labels; None for all. In others no pixel is void: the teacher
+                counts wherever an image is shown (dkd, which needs the true class, leaves them out).
 
         Raises:
             UserError: the teacher has other classes, or its logits are not finite; images are missing; a layer did not
@@ -117,7 +124,9 @@ class DistillationLosses(nn.Module):
             ValueError: the student's logits or the labels do not fit.
         """
         self._check(student_logits, teacher_logits, iteration)
-        batch = Batch(student_logits, teacher_logits, labels, images, shown, iteration)
+        batch = Batch(
+            student_logits, teacher_logits, labels, images, shown, labelled, iteration, self.ignore_index
+        )
         features = self._taps.take() if self.needs_features else {}
         return {entry.name: entry["WEIGHT"] * self._value(entry, batch, features) for entry in self.entries}
 

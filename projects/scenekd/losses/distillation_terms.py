@@ -30,8 +30,8 @@ class Batch:
     """What all entries share.
 
     Attributes:
-        student, teacher: logits, (N, C, …) of any size. labels: (N, …). images, shown: as in
-            :meth:`.distillation.DistillationLosses.forward`. iteration: from 0.
+        student, teacher: logits, (N, C, …) of any size. labels: (N, …). images, shown, labelled: as in
+            :meth:`.distillation.DistillationLosses.forward`. iteration: from 0. ignore_index: of the labels.
     """
 
     student: Tensor
@@ -39,7 +39,9 @@ class Batch:
     labels: Tensor
     images: Tensor | None
     shown: Tensor | None
+    labelled: Tensor | None
     iteration: int
+    ignore_index: int = IGNORE_INDEX
 
 
 @dataclass
@@ -60,7 +62,7 @@ def rank() -> int:
 def label_term(batch: Batch) -> Tensor:
     """Cross-entropy of the student's logits, at the size of the labels, with them."""
     logits = _at(batch.student, batch.labels)
-    return label_cross_entropy(logits, batch.labels, ignore_index=IGNORE_INDEX)
+    return label_cross_entropy(logits, batch.labels, ignore_index=batch.ignore_index)
 
 
 def feature_pair(student: Tensor, teacher: Tensor, batch: Batch) -> Pair:
@@ -88,8 +90,13 @@ def logit_pair(entry: Entry, batch: Batch) -> Pair:
         student, labels = resized(student, size), resized_labels(labels, size)
         shown = None if shown is None else resized_labels(shown, size)
     if shown is not None:
-        labels = labels.masked_fill(~shown, IGNORE_INDEX)
-    valid = shown if entry.options.get("DISTILL_IGNORED") else valid_positions(labels)
+        labels = labels.masked_fill(~shown, batch.ignore_index)
+    valid = shown
+    if not entry.options.get("DISTILL_IGNORED"):
+        valid = valid_positions(labels, ignore_index=batch.ignore_index)
+        if batch.labelled is not None:  # where nobody could have called a pixel void
+            unlabelled = ~batch.labelled.view(-1, *[1] * (valid.ndim - 1))
+            valid = valid | (unlabelled if shown is None else unlabelled & shown)
     return Pair(student, teacher.detach(), labels, valid)
 
 
@@ -135,7 +142,9 @@ def _cwd(entry: Entry, pair: Pair, batch: Batch, part: Any, share: float) -> Ten
 
 def _dkd(entry: Entry, pair: Pair, batch: Batch, part: Any, share: float) -> Tensor:
     options = {"temperature": entry["TEMPERATURE"], "alpha": entry["ALPHA"], "beta": entry["BETA"]}
-    return share * decoupled_kd(pair.student, pair.teacher, pair.labels, ignore_index=IGNORE_INDEX, **options)
+    return share * decoupled_kd(
+        pair.student, pair.teacher, pair.labels, ignore_index=batch.ignore_index, **options
+    )
 
 
 def _dist(entry: Entry, pair: Pair, batch: Batch, part: Any, share: float) -> Tensor:
