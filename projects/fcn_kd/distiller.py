@@ -23,7 +23,7 @@ class Distiller(nn.Module):
     """The teacher's part of a training step.
 
     Args:
-        losses: see :class:`scenekd.losses.distillation.DistillationLosses`; their adaptors and critics are this module's
+        losses: see :class:`scenekd.losses.distillation.DistillationLosses`; adaptors and critics are this module's
             only parameters.
         teacher: asked for each batch; None where its output was cached and comes with the targets.
     """

@@ -55,9 +55,14 @@ def atomic_save(state: Any, path: str | Path) -> None:
 def model_state(net: nn.Module, config: str, *, whole: bool = True) -> dict[str, Any]:
     """The content of a model checkpoint; without ``whole`` what a network has for its training alone, below the
     names in its ``training_only``, is left out."""
-    apart = () if whole else tuple(f"{name}." for name in getattr(net, "training_only", ()))
+    apart = () if whole else training_only(net)
     weights = {n: v.detach().cpu() for n, v in net.state_dict().items() if not n.startswith(apart)}
     return {"model": weights, "state_dict": weights, "config": config, "format": FORMAT}
+
+
+def training_only(net: nn.Module) -> tuple[str, ...]:
+    """How the names begin of what a network has for its training alone."""
+    return tuple(f"{name}." for name in getattr(net, "training_only", ()))
 
 
 def save_model(net: nn.Module, config: str, path: str | Path) -> None:
@@ -130,7 +135,8 @@ def load_state(
 ) -> LoadReport:
     """Load ``weights`` into ``net``; see :func:`load_weights`."""
     own = net.state_dict()
-    weights = _named_for(own, weights)
+    apart = training_only(net)
+    weights = {n: v for n, v in _named_for(own, weights).items() if n in own or not n.startswith(apart)}
     fitting = {n: v for n, v in weights.items() if n in own and own[n].shape == v.shape}
     # Files older than torch 0.4.1 lack these counts, by which nothing is computed.
     wanted = {n for n in own if not n.endswith(".num_batches_tracked")}

@@ -144,8 +144,9 @@ class Experiment:
     def net(self) -> nn.Module:
         """The network on its device, with ``MODEL.WEIGHTS`` or the resumed weights."""
         net = build_model(self.cfg, pretrained=not (self.state or self.whole))
-        if not self.whole and hasattr(net, "prepare_training"):
-            net.prepare_training(self.cfg)  # what it learns by, which an evaluation does not need
+        prepare = getattr(net, "prepare_training", None)
+        if prepare is not None and not self.whole:
+            prepare(self.cfg)  # what it learns by, which an evaluation does not need
         if self.state:
             weights = self.state["model"]
             if self.whole and self.cfg.SOLVER.EMA.ENABLED:  # an evaluation is of the averaged weights

@@ -70,19 +70,20 @@ class ListedLosses(nn.Module):
         return self.losses.watch() if self.losses.needs_features else nullcontext()
 
     def forward(
-        self, logits: Tensor, said: Tensor, labels: Tensor, images: Tensor, shown: Tensor
+        self, logits: Tensor, said: Tensor, labels: Tensor, images: Tensor, shown: Tensor, labelled: Tensor
     ) -> dict[str, Tensor]:
         """The losses of a batch.
 
         Args:
             logits: (N, K, H, W). said: the teacher's, of any size. labels: (N, H, W), 255 where there is none.
             images: (N, 3, H, W) RGB in 0…255. shown: (N, H, W) bool, the pixels that show an image.
+            labelled: (N,) bool, the images that have a mask; in others no pixel is void.
         """
         iteration, self.losses.max_iter = progress()
         # A wrapper of several processes takes the step itself, and does not ask the segmentor; then it ends here.
         self.losses.after_step(iteration - 1)
         found: dict[str, Tensor] = self.losses(
-            logits, said, labels, iteration=iteration, images=images, shown=shown
+            logits, said, labels, iteration=iteration, images=images, shown=shown, labelled=labelled
         )
         return found
 

@@ -136,7 +136,9 @@ class SceneKDEncoderDecoder(EncoderDecoder):
             losses.update(add_prefix(self._distill(logits, said, masks, shown), "distill"))
             if self.distillation is not None:
                 labels = labels_of(masks, len(logits), self.decode_head.ignore_index).to(logits.device)
-                more = self.distillation(logits, said, labels, images, shown)
+                labelled = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+                labelled[masks.images] = True
+                more = self.distillation(logits, said, labels, images, shown, labelled)
                 losses.update(add_prefix(more, "distill"))
         return dict(losses)
 

@@ -71,20 +71,28 @@ class LiveTorchvision:
 
 
 class LiveSceneKD:
-    """A network of ours from its checkpoint; images are brought to its own input size."""
+    """A network of ours from its checkpoint; images are brought to its own input size.
 
-    def __init__(self, weights: str, config: str = "", classes: Sequence[str] = ()) -> None:
-        teacher = SceneKDTeacher(weights, config, classes=_without_background(classes))
-        if "segmentation" not in teacher.tasks:
-            raise UserError(f"{weights}: does {' and '.join(teacher.tasks)}, not segmentation")
-        self.net, self.names = teacher.net, (BACKGROUND, *teacher.classes)
+    Args:
+        task: ``segmentation``, or ``classification``, where ``names`` are those of the classes alone.
+    """
+
+    def __init__(
+        self, weights: str, config: str = "", classes: Sequence[str] = (), *, task: str = "segmentation"
+    ) -> None:
+        dense = task == "segmentation"
+        teacher = SceneKDTeacher(weights, config, classes=_without_background(classes) if dense else classes)
+        if task not in teacher.tasks:
+            raise UserError(f"{weights}: does {' and '.join(teacher.tasks)}, not {task}")
+        self.net, self._dense = teacher.net, dense
+        self.names = (BACKGROUND, *teacher.classes) if dense else teacher.classes
         self._size = (teacher.input_size, teacher.input_size)
 
     def logits(self, images: Tensor) -> Tensor:
-        """On the network's grid."""
+        """On the network's grid; (N, C) of classes."""
         if tuple(images.shape[-2:]) != self._size:
             images = F.interpolate(images, self._size, mode="bilinear", align_corners=False)
-        return torch.stack([prediction.sem_seg for prediction in self.net(images, None)])
+        return torch.stack([p.sem_seg if self._dense else p.class_scores for p in self.net(images, None)])
 
 
 def class_order(teacher: Sequence[str], student: Sequence[str], source: str) -> list[int]:

@@ -51,6 +51,12 @@ class SceneKDTeacher:
             raise UserError(
                 f"{weights}: holds no configuration; set TEACHER.<TASK>.CONFIG to the teacher's YAML"
             )
+        if (
+            classes and not cfg.DATASETS.CLASSES
+        ):  # a foreign file tells none, and they are the network's outputs
+            cfg.defrost()
+            cfg.DATASETS.CLASSES = tuple(classes)
+            cfg.freeze()
         net = build_model(cfg, pretrained=False)
         checkpoint.load_state(net, checkpoint.weights_of(state), str(weights), strict=True)
         self.classes = tuple(classes) or tuple(cfg.DATASETS.CLASSES) or VOC_CLASSES
@@ -62,6 +68,7 @@ class SceneKDTeacher:
             "detection": probe.boxes is not None,
             "segmentation": probe.sem_seg is not None,
             "instance_segmentation": probe.mask_logits is not None,
+            "classification": probe.class_scores is not None,
         }
         self.tasks = tuple(task for task, present in has.items() if present)
         if probe.sem_seg is not None and len(probe.sem_seg) != len(self.classes) + 1:
