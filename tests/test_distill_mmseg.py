@@ -190,7 +190,7 @@ def test_what_is_saved(tmp_path):
 
 
 def test_the_runner_tells_the_schedule(tmp_path, told):
-    """Half of a cosine is half the weight; an image without a mask is left out, unless void is taught."""
+    """Half of a cosine is half the weight; in an image without a mask no pixel is void, in others only by option."""
     specs = [
         {"TYPE": "pixel", "SCHEDULE": "cosine"},
         {"TYPE": "dist"},
@@ -205,7 +205,7 @@ def test_the_runner_tells_the_schedule(tmp_path, told):
     without_mask(samples[0])
     got = model(images, samples, mode="loss")
     valid = labels != 255
-    valid[0] = False
+    valid[0] = True
     torch.testing.assert_close(got["distill.loss_dist_1"], correlation_kd(logits, said, valid=valid))
     torch.testing.assert_close(got["distill.loss_dist_2"], correlation_kd(logits, said))
 
