@@ -17,7 +17,7 @@ from scenekd.data.voc import VOC_CLASSES
 from scenekd.engines import benchmark_peers
 from scenekd.errors import UserError
 
-SUITES = ["cache", "data", "evaluation", "losses", "matching", "model", "train"]
+SUITES = ["cache", "data", "distill", "evaluation", "losses", "matching", "model", "train"]
 
 
 @pytest.fixture
@@ -30,6 +30,7 @@ def registered():
     for name in ("scenekd.benchmark.cache", "scenekd.benchmark.data", "kd_mtl.benchmark_model"):
         importlib.import_module(name)
     importlib.import_module("kd_mtl.benchmark_train")
+    importlib.import_module("fcn_kd.benchmark_distill")
 
 
 @pytest.mark.parametrize("suite", SUITES)
