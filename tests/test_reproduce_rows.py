@@ -15,7 +15,7 @@ from scenekd.study.runs import Runs
 from scenekd.study.spec import find_study
 from scenekd.study.study import split_words
 
-PRESETS = ("paper", "scenes", "small", "smoke")
+PRESETS = ("paper", "pool", "scenes", "small", "smoke")
 TABLE = read_table(STUDY.folder / "rows.yaml")
 
 # The thesis's numbers: (mAP, mIoU) in percent, None where it gives none.
@@ -208,7 +208,7 @@ def test_faulty_tables(tmp_path, more, message):
 
 def test_faulty_presets(tmp_path, monkeypatch):
     """An unknown preset, field or role, and data that nobody named."""
-    with pytest.raises(UserError, match="--preset huge: there are paper, scenes, small, smoke"):
+    with pytest.raises(UserError, match="--preset huge: there are paper, pool, scenes, small, smoke"):
         read_preset(STUDY.folder, "huge", output=tmp_path)
     monkeypatch.delenv("SCENEKD_TEST_DATA", raising=False)
     with pytest.raises(UserError, match="give --data DIR, or set \\$SCENEKD_TEST_DATA"):
