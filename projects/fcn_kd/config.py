@@ -24,5 +24,6 @@ def add_fcn_kd_config(cfg: CN) -> None:
     node.HEAD_LR_FACTOR = 10.0  # the head's learning rate over the trunk's
     node.LOSS_SIZE = "image"  # image | logits: grid on which student, teacher and labels are compared
 
-    # Mappings, each one loss of scenekd/losses/distillation.py; empty: cross-entropy with the labels alone
+    # Mappings, each one loss of docs/components.md, "Distillation losses", with a TYPE and its keys; empty:
+    # cross-entropy with the labels alone
     cfg.DISTILL.LOSSES = ()

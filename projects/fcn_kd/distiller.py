@@ -31,13 +31,8 @@ class Distiller(nn.Module):
     def __init__(self, losses: DistillationLosses, teacher: OnlineTeacher | None) -> None:
         super().__init__()
         self.losses = losses
-        self._teacher = (teacher,)  # in a tuple: no module of the student's, so in none of its state dicts
+        self.teacher = teacher  # no module, so in none of the student's state dicts
         self.iteration = 0
-
-    @property
-    def teacher(self) -> OnlineTeacher | None:
-        """Asked for each batch, or None."""
-        return self._teacher[0]
 
     def begin_step(self, iteration: int) -> None:
         """Tell the step (0-based), which the schedules of the weights follow."""
@@ -54,7 +49,7 @@ class Distiller(nn.Module):
         targets: Sequence[Target],
         labels_for: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One step's logits of the student, and its losses against the teacher, ``loss_<type>``.
+        """One step's logits of the student, and its losses against the teacher by name, ``loss_<type>``.
 
         Args:
             student: images → logits, (B, K, h, w) or (B, C). images: (B, 3, H, W) float32 RGB in 0…255.
@@ -73,7 +68,7 @@ class Distiller(nn.Module):
             labels,
             iteration=self.iteration,
             images=images,
-            shown=None if self.teacher is not None else _shown(targets, labels),
+            shown=_shown(targets, labels),
             labelled=torch.tensor([_has_label(t, labels) for t in targets], device=labels.device),
         )
         return logits, found
@@ -91,13 +86,13 @@ class Distiller(nn.Module):
 
 
 def _has_label(target: Target, labels: Tensor) -> bool:
-    return target.has_class_label if labels.ndim == 1 else target.sem_seg is not None
+    return (target.class_label if labels.ndim == 1 else target.sem_seg) is not None
 
 
 def _shown(targets: Sequence[Target], labels: Tensor) -> Tensor | None:
-    """(B, h, w) bool, the pixels that show an image; a cached teacher said nothing of the others."""
+    """(B, h, w) bool, the pixels that show an image; of the others a teacher has nothing to say. None: all."""
     shown = [target.soft_valid for target in targets]
-    if any(one is None for one in shown):
+    if labels.ndim == 1 or any(one is None for one in shown):
         return None
     return resized_labels(torch.stack([one for one in shown if one is not None]), tuple(labels.shape[1:]))
 
@@ -111,35 +106,74 @@ def build_distiller(
         student: the bare network. outputs: of its logits. ignore_index: label of what is void.
 
     Raises:
-        UserError: losses without a teacher or the reverse, a loss that needs a network where outputs are cached, or
-            anything wrong with either.
+        UserError: losses without a teacher or the reverse, a loss that needs a network where outputs are cached,
+            settings of the policy that the losses do not follow, or anything wrong with teacher or losses.
     """
-    source, specs = cfg.DISTILL.TEACHER, [dict(one) for one in cfg.DISTILL.LOSSES]
-    if not specs or source == "none":
-        if specs:
-            raise UserError("DISTILL.LOSSES: they need a teacher; set DISTILL.TEACHER to online or cached")
+    source, specs = cfg.DISTILL.TEACHER, cfg.DISTILL.LOSSES
+    if not specs:
+        _check_unused(cfg)
         return None
-    if source == "cached" and task != "segmentation":
-        raise UserError(f"DISTILL.TEACHER: teachers of {task} are not cached; set it to online")
-    if source == "cached" and not policy_asks(cfg):
-        raise UserError(
-            "DISTILL.SEGMENTATION.POLICY: with DISTILL.TEACHER cached every image needs the teacher; set it to "
-            "combined, both weights to 1"
-        )
+    if source == "none":
+        raise UserError("DISTILL.LOSSES: they need a teacher; set DISTILL.TEACHER to online or cached")
+    if source == "cached":
+        _check_cached(cfg, task)
     teacher = build_online(cfg, task) if source == "online" else None
-    losses = DistillationLosses(
-        specs,
-        student=student,
-        teacher=None if teacher is None else teacher.net,
-        num_classes=outputs,
-        max_iter=max(1, cfg.SOLVER.MAX_ITER),
-        seed=cfg.SEED,
-        ignore_index=ignore_index,
-    )
+    try:
+        losses = DistillationLosses(
+            specs,
+            student=student,
+            teacher=None if teacher is None else teacher.net,
+            num_classes=outputs,
+            max_iter=max(1, cfg.SOLVER.MAX_ITER),
+            seed=cfg.SEED,
+            ignore_index=ignore_index,
+        )
+    except UserError as error:
+        raise UserError(f"DISTILL.LOSSES: {error}") from None
     return Distiller(losses, teacher)
 
 
-def policy_asks(cfg: CfgNode) -> bool:
-    """Whether the policy takes the teacher's word on every image beside the labels."""
-    node = cfg.DISTILL.SEGMENTATION
-    return bool(node.POLICY == "teacher" or (node.POLICY == "combined" and node.TEACHER_WEIGHT > 0))
+def _check_unused(cfg: CfgNode) -> None:
+    """A teacher is named, and nothing is learned from it."""
+    if cfg.DISTILL.TEACHER == "online":
+        raise UserError(
+            "DISTILL.LOSSES: empty, so nothing is learned from the online teacher; name a loss, or set "
+            "DISTILL.TEACHER none"
+        )
+    if cfg.DISTILL.TEACHER == "cached" and cfg.DISTILL.SEGMENTATION.POLICY != "ground_truth":
+        raise UserError(
+            "DISTILL.LOSSES: empty, so nothing is learned from the cached teacher; name a loss, or set "
+            "DISTILL.TEACHER none"
+        )
+
+
+# What DISTILL.SEGMENTATION must say of a cached teacher: how it counts is for each loss of the list to say.
+_CACHED = {
+    "TARGET": "logits",
+    "TEMPERATURE": 1.0,
+    "TEMPER_STUDENT": False,
+    "CONFIDENCE": "none",
+    "TOP_K": 0,
+    "VOID": "padding",
+}
+
+
+def _check_cached(cfg: CfgNode, task: str) -> None:
+    """The cache gives logits of every image beside its labels."""
+    if task != "segmentation":
+        raise UserError(f"DISTILL.TEACHER: teachers of {task} are not cached; set it to online")
+    node, key = cfg.DISTILL.SEGMENTATION, "DISTILL.SEGMENTATION"
+    if node.POLICY not in ("combined", "teacher"):
+        raise UserError(
+            f"{key}.POLICY: {node.POLICY}; the losses of DISTILL.LOSSES need a cached teacher on every image: set it "
+            "to combined, or to teacher to leave the labels out"
+        )
+    if node.POLICY == "combined" and (node.GT_WEIGHT, node.TEACHER_WEIGHT) != (1.0, 1.0):
+        raise UserError(
+            f"{key}: GT_WEIGHT and TEACHER_WEIGHT must be 1 beside DISTILL.LOSSES, whose WEIGHT and ALPHA count"
+        )
+    for name, value in _CACHED.items():
+        if node[name] != value:
+            raise UserError(
+                f"{key}.{name}: {node[name]}; beside DISTILL.LOSSES, whose own keys count, set it to {value}"
+            )

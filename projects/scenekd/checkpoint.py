@@ -138,8 +138,10 @@ def load_state(
     apart = training_only(net)
     weights = {n: v for n, v in _named_for(own, weights).items() if n in own or not n.startswith(apart)}
     fitting = {n: v for n, v in weights.items() if n in own and own[n].shape == v.shape}
-    # Files older than torch 0.4.1 lack these counts, by which nothing is computed.
-    wanted = {n for n in own if not n.endswith(".num_batches_tracked")}
+    # Files older than torch 0.4.1 lack these counts, by which nothing is computed; a model checkpoint what is for
+    # training alone, which begins anew unless a run goes on.
+    begun = () if strict else apart
+    wanted = {n for n in own if not n.endswith(".num_batches_tracked") and not n.startswith(begun)}
     report = LoadReport(
         missing=sorted(wanted - weights.keys()),
         unexpected=sorted(weights.keys() - own.keys()),

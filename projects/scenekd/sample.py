@@ -153,7 +153,7 @@ class Target:
         sem_seg: (H, W) int64 of the network input, or None.
         soft_seg: (K, h', w') float32, the teacher's output sampled at the end of augmentation, or None;
             (h', w'), as of ``masks``, is the network input or a whole fraction of it.
-        soft_valid: (h', w') bool, True where ``soft_seg`` shows a part of the image.
+        soft_valid: (h', w') bool, True where ``soft_seg``, or what an online teacher sees, shows a part of the image.
         class_label: of the whole image, or None.
         height, width: size of the un-augmented image, to which predictions are resized.
     """

@@ -18,7 +18,7 @@ from .images import read_image
 from .instance_masks import match_boxes, sample_masks, unknown_masks
 from .policy import GROUND_TRUTH, SourcePolicy, build_policy
 from .records import Dataset, Record
-from .soft import check_target, convert_soft, sample_soft
+from .soft import check_target, convert_soft, sample_soft, thin_out
 from .transforms import Transform, build_transforms, identity_coordinates
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Mapper:
         self.soft_target = cfg.DISTILL.SEGMENTATION.TARGET
         self.void = cfg.DISTILL.SEGMENTATION.VOID
         self.background = cfg.TEACHER.SEGMENTATION.BACKGROUND
+        self.asks_online = train and cfg.DISTILL.TEACHER == "online"
         # In shared memory: the data workers, who read, and the process itself see one account.
         self._unusable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
 
@@ -211,6 +212,8 @@ class Mapper:
             values, valid = sample_soft(sample.soft_seg, field, self.soft_size, self.background)
             soft_seg = torch.from_numpy(convert_soft(values, sample.soft_seg.form, self.soft_target))
             soft_valid = torch.from_numpy(valid)
+        elif self.asks_online:
+            soft_valid = torch.from_numpy(thin_out(field, self.soft_size)[1])
         return Target(
             image_id=sample.image_id,
             boxes=torch.from_numpy(sample.boxes),

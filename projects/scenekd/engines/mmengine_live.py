@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from .. import checkpoint as checkpoints
 from ..data.voc import VOC_CLASSES
 from ..errors import UserError
-from ..teachers.frozen import freeze
+from ..teachers.frozen import RANDOM, freeze
 from ..teachers.label_map import BACKGROUND
 from ..teachers.live import TORCHVISION, LiveSceneKD, LiveTeacher, LiveTorchvision
+from ..teachers.zoo_mmseg import published, read_config, training_data
 from .mmengine_data import SceneKDDataset
 from .mmengine_model import SceneKDDataPreprocessor
 from .mmengine_weights import mmengine_types
@@ -71,18 +72,44 @@ def class_names(classes: Sequence[str] | str) -> tuple[str, ...]:
         ) from None
 
 
-class LiveMMSegmentation:
-    """Any segmentor of MMSegmentation; it predicts as its own ``inference_model`` does."""
+def zoo_segmentor(
+    name: str, weights: str = "", classes: Sequence[str] = (), *, seed: int = 0
+) -> LiveMMSegmentation:
+    """A segmentor by what a teacher's node says of it, see :class:`..teachers.zoo_mmseg.MMSegTeacher`.
 
-    def __init__(self, config: str, checkpoint: str, classes: Sequence[str] = ()) -> None:
+    Raises:
+        UserError: no such config, weights that do not fit or cannot be had, or classes that are not known.
+    """
+    file = read_config(name).filename
+    trained_on = () if weights else training_data(name)
+    return LiveMMSegmentation(file, weights or published(name), classes, seed=seed, trained_on=trained_on)
+
+
+class LiveMMSegmentation:
+    """Any segmentor of MMSegmentation; it predicts as its own ``inference_model`` does.
+
+    Args:
+        checkpoint: a file, or "random": weights that follow from ``seed``.
+    """
+
+    def __init__(
+        self,
+        config: str,
+        checkpoint: str,
+        classes: Sequence[str] = (),
+        *,
+        seed: int = 0,
+        trained_on: Sequence[str] = (),
+    ) -> None:
         try:
             cfg = Config.fromfile(config)
         except (OSError, SyntaxError, KeyError, TypeError, ImportError, AttributeError) as error:
             raise UserError(f"{config}: {error}") from None
         if "model" not in cfg:
             raise UserError(f"{config}: names no model, so it is no MMSegmentation configuration")
+        self.trained_on = tuple(trained_on)
         with mmengine_types():
-            state = checkpoints.read(checkpoint)
+            state = {} if checkpoint == RANDOM else checkpoints.read(checkpoint)
         self.names = tuple(classes) or _classes_of(cfg, state)
         if not self.names:
             raise UserError(
@@ -99,9 +126,12 @@ class LiveMMSegmentation:
             model.pop(option, None)
         weights = checkpoints.weights_of(state)
         weights = {name: value for name, value in weights.items() if not name.startswith("distillation.")}
-        with DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmseg")):
+        scope = DefaultScope.overwrite_default_scope(cfg.get("default_scope", "mmseg"))
+        with scope, torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
             net: nn.Module = SEG_MODELS.build(model)
-        checkpoints.load_state(net, weights, checkpoint, strict=True)
+        if checkpoint != RANDOM:
+            checkpoints.load_state(net, weights, checkpoint, strict=True)
         self.net = freeze(net)
 
     def logits(self, images: Tensor) -> Tensor:

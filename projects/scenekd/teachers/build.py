@@ -31,6 +31,7 @@ __all__ = [
     "check_teacher_overlap",
     "open_saved",
     "open_store",
+    "teacher_amp",
     "teacher_class_map",
 ]
 
@@ -52,7 +53,7 @@ def build_teacher(cfg: Any, task: str) -> Teacher:
     if not node.TYPE:
         raise UserError(f"{key}.TYPE: set it to one of {', '.join(NETWORKS)}")
     options: dict[str, Any] = {"classes": node.CLASSES, "trained_on": node.TRAINED_ON, "device": device}
-    options["amp"] = _amp(cfg, device)
+    options["amp"] = teacher_amp(cfg, device)
     limits = {"min_score": node.MIN_SCORE, "max_boxes": node.MAX_BOXES, "seed": cfg.SEED}
     try:
         teacher = _network(cfg, node, task, options, limits)
@@ -92,7 +93,7 @@ def _network(cfg: Any, node: Any, task: str, options: dict[str, Any], limits: di
     return SceneKDTeacher(node.WEIGHTS, node.CONFIG, **options)
 
 
-def _amp(cfg: Any, device: torch.device) -> bool:
+def teacher_amp(cfg: Any, device: torch.device) -> bool:
     """Whether teachers run in mixed precision: asked for, and on CUDA."""
     if cfg.TEACHER.AMP and device.type != "cuda":
         logger.warning("TEACHER.AMP: no CUDA device, teachers run in float32")

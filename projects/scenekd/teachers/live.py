@@ -30,10 +30,11 @@ _MEAN, _STD = (
 class LiveTeacher(Protocol):
     """A dense teacher that is a frozen network; no module of the student's, so in none of its state dicts.
 
-    ``names`` are those of its K dense classes, in order.
+    ``names`` are those of its K dense classes, in order; ``trained_on`` data sets, where they are known.
     """
 
     names: tuple[str, ...]
+    trained_on: tuple[str, ...]
     net: nn.Module
 
     def logits(self, images: Tensor) -> Tensor:
@@ -63,6 +64,7 @@ class LiveTorchvision:
             )
         teacher = TorchvisionSegmenter(name, weights, classes=_without_background(classes))
         self.net, self.names = teacher.net, (BACKGROUND, *teacher.classes)
+        self.trained_on = tuple(teacher.info()["trained_on"])
 
     def logits(self, images: Tensor) -> Tensor:
         """At the images' size."""
@@ -75,16 +77,25 @@ class LiveSceneKD:
 
     Args:
         task: ``segmentation``, or ``classification``, where ``names`` are those of the classes alone.
+        untold: class names where neither ``classes`` nor its configuration tells them.
     """
 
     def __init__(
-        self, weights: str, config: str = "", classes: Sequence[str] = (), *, task: str = "segmentation"
+        self,
+        weights: str,
+        config: str = "",
+        classes: Sequence[str] = (),
+        *,
+        task: str = "segmentation",
+        untold: Sequence[str] = (),
     ) -> None:
         dense = task == "segmentation"
-        teacher = SceneKDTeacher(weights, config, classes=_without_background(classes) if dense else classes)
+        own = _without_background(classes) if dense else classes
+        teacher = SceneKDTeacher(weights, config, classes=own, untold=untold)
         if task not in teacher.tasks:
             raise UserError(f"{weights}: does {' and '.join(teacher.tasks)}, not {task}")
         self.net, self._dense = teacher.net, dense
+        self.trained_on = tuple(teacher.info()["trained_on"])
         self.names = (BACKGROUND, *teacher.classes) if dense else teacher.classes
         self._size = (teacher.input_size, teacher.input_size)
 

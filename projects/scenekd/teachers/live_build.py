@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from .build import teacher_class_map
+from ..models import choose_device
+from .build import teacher_amp, teacher_class_map
 from .label_map import BACKGROUND, UNREACHED, ClassMap, canonical
 from .live import LiveSceneKD, LiveTeacher, LiveTorchvision, asked
 from .options import FOLDERS, our_classes, teacher_node
+from .overlap import check_overlap
 
 ONLINE = ("torchvision", "scenekd", "mmseg")
 
@@ -25,52 +27,48 @@ class OnlineTeacher:
 
     Args:
         teacher: asked in evaluation mode, without gradients. class_map: from its classes to the student's.
-        dense: whether both have background before their classes.
+        dense: whether both have background before their classes. amp: mixed precision; without it float32, also where
+            the student trains in less.
 
     Attributes:
         net: the network itself, whose layers feature losses name; no module of the student's.
     """
 
-    def __init__(self, teacher: LiveTeacher, class_map: ClassMap, *, dense: bool = True) -> None:
-        self._teacher, self.net = teacher, teacher.net
+    def __init__(
+        self, teacher: LiveTeacher, class_map: ClassMap, *, dense: bool = True, amp: bool = False
+    ) -> None:
+        self._teacher, self.net, self._amp = teacher, teacher.net, amp
         # The student's plane for each of the teacher's; without background, what stands for it has none.
         place = [0, *(i + 1 for i in class_map.index)] if dense else list(class_map.index)
-        self._place = None if class_map.is_identity else torch.tensor(place)
+        self._place = None if class_map.is_identity else place
         self._planes = len(class_map.target) + dense
 
     def logits(self, images: Tensor) -> Tensor:
-        """(N, K, h, w), on the teacher's own grid, or (N, C), of (N, 3, H, W) float RGB images in 0…255.
-
-        Raises:
-            UserError: they are not finite.
-        """
-        with asked(self._teacher, images.device):
+        """(N, K, h, w), on the teacher's own grid, or (N, C), of (N, 3, H, W) float RGB images in 0…255."""
+        with asked(self._teacher, images.device), torch.autocast(images.device.type, enabled=self._amp):
             said = self._teacher.logits(images).float()
-            if not torch.isfinite(said).all():
-                raise UserError(
-                    "TEACHER: its logits are not finite; check its weights and TEACHER.<TASK>.CONFIG"
-                )
             return said if self._place is None else join_planes(said, self._place, self._planes)
 
 
-def join_planes(logits: Tensor, place: Tensor, planes: int) -> Tensor:
-    """(N, T, …) → (N, planes, …): each plane goes to its ``place`` (T,), or to none below 0.
+def join_planes(logits: Tensor, place: Sequence[int], planes: int) -> Tensor:
+    """(N, T, …) → (N, planes, …): each of the T planes goes to its ``place``, or to none below 0.
 
     Teacher classes that stand for one class are joined by their log-sum-exp, so that the probability is the sum; a
     class that none stands for gets e^−30 of the whole.
     """
+    members = [[t for t, goes in enumerate(place) if goes == k] for k in range(planes)]
+    if all(len(one) == 1 for one in members):
+        return logits[:, [one[0] for one in members]]
     level = torch.logsumexp(logits, dim=1) + UNREACHED
-    place = place.to(logits.device)
-    joined = [logits[:, place == k] for k in range(planes)]
-    return torch.stack([level if not j.shape[1] else torch.logsumexp(j, dim=1) for j in joined], dim=1)
+    return torch.stack([torch.logsumexp(logits[:, one], dim=1) if one else level for one in members], dim=1)
 
 
 def build_online(cfg: Any, task: str = "segmentation") -> OnlineTeacher:
     """The teacher of ``cfg.TEACHER.<TASK>``.
 
     Raises:
-        UserError: no teacher, one that cannot be asked online, weights that cannot be had, or classes without
-            counterpart.
+        UserError: no teacher, one that cannot be asked online, weights that cannot be had, classes without
+            counterpart, or a teacher that was trained on test images.
     """
     node, key = teacher_node(cfg, task), f"TEACHER.{task.upper()}"
     if node.TYPE in FOLDERS:
@@ -78,27 +76,34 @@ def build_online(cfg: Any, task: str = "segmentation") -> OnlineTeacher:
     if node.TYPE not in ONLINE:
         raise UserError(f"{key}.TYPE: {node.TYPE!r} is no online teacher; choose {', '.join(ONLINE)}")
     dense = task == "segmentation"
-    # Class names that neither a checkpoint nor its configuration tells are taken to be the student's.
-    names = tuple(node.CLASSES) or (() if dense else our_classes(cfg))
+    if dense and cfg.TEACHER.SEGMENTATION.SPARSE:
+        raise UserError(f"{key}.SPARSE: what an online teacher says stays dense; set it to False")
     try:
-        teacher = _live(node, names, task)
+        teacher = _live(cfg, node, task)
     except UserError as error:
         raise UserError(str(error).replace("TEACHER.<TASK>", key)) from None
-    if not dense:
-        return OnlineTeacher(teacher, teacher_class_map(cfg, task, teacher.names), dense=False)
-    if canonical(teacher.names[0]) != BACKGROUND:
-        raise UserError(f"{key}: its first dense class is {teacher.names[0]!r}, not background")
-    return OnlineTeacher(teacher, teacher_class_map(cfg, task, teacher.names[1:]))
+    if not node.TRAINED_ON:  # those are checked where every teacher's are
+        check_overlap(cfg, task, teacher.trained_on)
+    names = teacher.names
+    if dense:
+        if canonical(names[0]) != BACKGROUND:
+            raise UserError(f"{key}: its first dense class is {names[0]!r}, not background")
+        names = names[1:]
+    class_map = teacher_class_map(cfg, task, names)
+    return OnlineTeacher(teacher, class_map, dense=dense, amp=teacher_amp(cfg, choose_device(cfg)))
 
 
-def _live(node: Any, names: Sequence[str], task: str) -> LiveTeacher:
+def _live(cfg: Any, node: Any, task: str) -> LiveTeacher:
     """A teacher by its type; frameworks are imported only here."""
+    names = tuple(node.CLASSES)
     if task == "classification" and node.TYPE != "scenekd":
         raise UserError(f"TEACHER.<TASK>.TYPE: {node.TYPE} has no classifiers here; take scenekd")
     if node.TYPE == "torchvision":
         return LiveTorchvision(node.NAME, node.WEIGHTS, names)
     if node.TYPE == "mmseg":
-        from ..engines.mmengine_live import LiveMMSegmentation
+        from ..engines.mmengine_live import zoo_segmentor
 
-        return LiveMMSegmentation(node.NAME, node.WEIGHTS, names)
-    return LiveSceneKD(node.WEIGHTS, node.CONFIG, names, task=task)
+        return zoo_segmentor(node.NAME, node.WEIGHTS, names, seed=cfg.SEED)
+    # Class names that neither a classifier's checkpoint nor its configuration tells are taken to be the student's.
+    untold = our_classes(cfg) if task == "classification" else ()
+    return LiveSceneKD(node.WEIGHTS, node.CONFIG, names, task=task, untold=untold)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 from ..data.catalog import load_dataset, load_datasets
@@ -24,17 +25,21 @@ def check_teacher_overlap(cfg: Any) -> list[str]:
     Returns:
         One line a teacher and training set: what it shares with the student's training and test sets.
     """
+    return [line for task in TASKS for line in check_overlap(cfg, task, _trained_on(cfg, task))]
+
+
+def check_overlap(cfg: Any, task: str, trained_on: Iterable[str]) -> list[str]:
+    """:func:`check_teacher_overlap` of one task's teacher, which was trained on these data sets."""
     lines: list[str] = []
-    for task in TASKS:
-        for name in _trained_on(cfg, task):
-            test, train = (_shared(cfg, name, which) for which in ("TEST", "TRAIN"))
-            shared = f"{_count(test)} of DATASETS.TEST and {_count(train)} of DATASETS.TRAIN"
-            lines.append(f"{task} teacher, trained on {name}: shares {shared}")
-            if test and not cfg.DATASETS.ALLOW_OVERLAP:
-                raise UserError(
-                    f"TEACHER.{task.upper()}: trained on {name}, which shares {shared}; "
-                    "choose another teacher or test set, or set DATASETS.ALLOW_OVERLAP True"
-                )
+    for name in trained_on:
+        test, train = (_shared(cfg, name, which) for which in ("TEST", "TRAIN"))
+        shared = f"{_count(test)} of DATASETS.TEST and {_count(train)} of DATASETS.TRAIN"
+        lines.append(f"{task} teacher, trained on {name}: shares {shared}")
+        if test and not cfg.DATASETS.ALLOW_OVERLAP:
+            raise UserError(
+                f"TEACHER.{task.upper()}: trained on {name}, which shares {shared}; "
+                "choose another teacher or test set, or set DATASETS.ALLOW_OVERLAP True"
+            )
     for line in lines:
         logger.info("%s", line)
     return lines

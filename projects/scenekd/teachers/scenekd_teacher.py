@@ -27,9 +27,10 @@ class SceneKDTeacher:
 
     Args:
         weights: checkpoint. config: YAML file, where the one inside the checkpoint is not wanted.
+        classes: names of its classes, in their order. untold: the same, where its configuration names none either.
 
     Raises:
-        UserError: no such checkpoint, no configuration, or weights of another network.
+        UserError: no such checkpoint, no configuration, weights of another network, or another number of names.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SceneKDTeacher:
         config: str | Path = "",
         *,
         classes: Sequence[str] = (),
+        untold: Sequence[str] = (),
         trained_on: Sequence[str] = (),
         device: torch.device | str = "cpu",
         amp: bool = False,
@@ -51,11 +53,9 @@ class SceneKDTeacher:
             raise UserError(
                 f"{weights}: holds no configuration; set TEACHER.<TASK>.CONFIG to the teacher's YAML"
             )
-        if (
-            classes and not cfg.DATASETS.CLASSES
-        ):  # a foreign file tells none, and they are the network's outputs
+        if not cfg.DATASETS.CLASSES:  # a foreign file tells none, and they are the network's outputs
             cfg.defrost()
-            cfg.DATASETS.CLASSES = tuple(classes)
+            cfg.DATASETS.CLASSES = tuple(classes) or tuple(untold)
             cfg.freeze()
         net = build_model(cfg, pretrained=False)
         checkpoint.load_state(net, checkpoint.weights_of(state), str(weights), strict=True)
@@ -74,6 +74,11 @@ class SceneKDTeacher:
         if probe.sem_seg is not None and len(probe.sem_seg) != len(self.classes) + 1:
             raise UserError(
                 f"{weights}: {len(probe.sem_seg)} dense classes, but {len(self.classes)} names and background"
+            )
+        if probe.class_scores is not None and len(probe.class_scores) != len(self.classes):
+            raise UserError(
+                f"{weights}: {len(probe.class_scores)} classes, but {len(self.classes)} names; correct "
+                "TEACHER.<TASK>.CLASSES"
             )
         self._info = TeacherInfo(
             "scenekd",

@@ -63,7 +63,7 @@ class MMSegTeacher(NetworkTeacher):
         check_grid(grid)
         cfg = read_config(name)
         net = build_segmentor(cfg, seed, name)
-        state = {} if weights == RANDOM else read_mmengine_file(weights or _published(name))
+        state = {} if weights == RANDOM else read_mmengine_file(weights or published(name))
         if state:
             _load(net, checkpoint.weights_of(state), weights or name)
         self._names = tuple(classes) or _class_names(state, cfg, name)
@@ -72,7 +72,7 @@ class MMSegTeacher(NetworkTeacher):
         steps = _test_steps(cfg, name)
         self._pipeline = _compose(steps, cfg)
         self.grid = grid if grid == "image" or ends_in_enlarging(net) else "image"
-        training = trained_on or (() if weights else _training_data(name))
+        training = trained_on or (() if weights else training_data(name))
         self._describe("mmseg", name, training, "logits", grid=self.grid, pipeline=str(steps))
 
     def _ask(self, images: list[np.ndarray]) -> list[TeacherOutput]:
@@ -177,12 +177,13 @@ def _metadata(name: str) -> dict[str, Any]:
     return next((model for model in models if model.get("Name") == Path(_stem(name)).name), {})
 
 
-def _training_data(name: str) -> tuple[str, ...]:
+def training_data(name: str) -> tuple[str, ...]:
+    """The data sets on which MMSegmentation trained a shipped config; empty where its index says nothing."""
     data = _metadata(name).get("Metadata", {}).get("Training Data", [])
     return (data,) if isinstance(data, str) else tuple(data)
 
 
-def _published(name: str) -> str:
+def published(name: str) -> str:
     """The local file of a shipped config's checkpoint, fetched where it is not there."""
     url = _metadata(name).get("Weights", "")
     if not url:
