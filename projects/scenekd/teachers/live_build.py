@@ -82,14 +82,14 @@ def build_online(cfg: Any, task: str = "segmentation") -> OnlineTeacher:
         teacher = _live(cfg, node, task)
     except UserError as error:
         raise UserError(str(error).replace("TEACHER.<TASK>", key)) from None
-    if not node.TRAINED_ON:  # those are checked where every teacher's are
-        check_overlap(cfg, task, teacher.trained_on)
     names = teacher.names
     if dense:
         if canonical(names[0]) != BACKGROUND:
             raise UserError(f"{key}: its first dense class is {names[0]!r}, not background")
         names = names[1:]
     class_map = teacher_class_map(cfg, task, names)
+    if not node.TRAINED_ON:  # those are checked where every teacher's are
+        check_overlap(cfg, task, teacher.trained_on)
     return OnlineTeacher(teacher, class_map, dense=dense, amp=teacher_amp(cfg, choose_device(cfg)))
 
 
