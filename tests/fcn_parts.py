@@ -61,7 +61,7 @@ def teacher_classes() -> tuple[str, ...]:
 
 
 def save_teacher(file: Path, path: Path, *overrides: object) -> nn.Module:
-    """A checkpoint of a network with other size, stride and order of classes than the student's, which has an opinion."""
+    """A checkpoint of a network with other size, stride and order of classes than the student's."""
     keys = ("INPUT.SIZE", TEACHER_SIZE, "MODEL.FCN_KD.OUTPUT_STRIDE", 8, "SEED", 7)
     cfg = read(file, "DATASETS.CLASSES", teacher_classes(), *keys, *overrides)
     return save_network(cfg, path)
@@ -104,7 +104,9 @@ def images(size: int = 64) -> torch.Tensor:
 def target(labels: torch.Tensor | None = None, class_label: int | None = None) -> Target:
     none = torch.zeros(0)
     boxes = (torch.zeros(0, 4), none.long(), none, none.bool(), none.bool())
-    return Target("x", *boxes, sem_seg=labels, class_label=class_label, has_class_label=class_label is not None)
+    return Target(
+        "x", *boxes, sem_seg=labels, class_label=class_label, has_class_label=class_label is not None
+    )
 
 
 def masks(size: int = 64) -> list[Target]:

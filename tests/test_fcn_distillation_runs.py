@@ -58,7 +58,9 @@ def _steps(cfg):
 
 
 def _equal(first, second):
-    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items()
+    )
 
 
 # Plain training ---------------------------------------------------------------------------------------------------
@@ -113,7 +115,7 @@ def test_resume_is_bit_equal(engine, config, train_until):
     assert _equal(_weights(whole, checkpoint.LAST), _weights(cut, checkpoint.LAST))
     assert _steps(whole) == _steps(cut)
     again = evaluate_once(0, 0, 1, whole, engine, resume=True)
-    assert again["sem_seg"] == results["sem_seg"]
+    assert again["sem_seg"] == pytest.approx(results["sem_seg"], rel=0, abs=0, nan_ok=True)
     kept = {name.split(".")[0] for name in _weights(whole)}
     assert kept == {"network"}
     parts = {name.split(".")[3] for name in _weights(whole, checkpoint.LAST) if name.startswith("distiller.")}
@@ -121,7 +123,8 @@ def test_resume_is_bit_equal(engine, config, train_until):
 
 
 def test_adaptors_and_critics_learn(config, train_until):
-    """Each of their weights moves between two checkpoints of one run."""
+    """Each of their weights moves between two checkpoints of one run; but for query and key of the critic's attention,
+    which is 1 whatever they are on so small a map."""
     cfg = config("run", *losses(*MIXED), *NO_TEST)
     train_until(cfg, ENGINES[0], 4)
     before = _weights(cfg, checkpoint.LAST)
@@ -129,6 +132,7 @@ def test_adaptors_and_critics_learn(config, train_until):
     after = _weights(cfg, checkpoint.LAST)
     moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
     weights = {name for name in after if name.startswith("distiller.") and name.endswith(".weight")}
+    weights -= {name for name in weights if name.endswith(("query.weight", "key.weight"))}
     assert len(weights) > 5 and weights <= moved
 
 
@@ -148,7 +152,17 @@ def test_a_student_s_weights_begin_a_distillation(config, caplog):
 def test_a_cached_teacher_says_the_same(config, file, teacher):
     """On images that are only resized, to the teacher's own size: the loss of the first steps differs by what the
     cache rounds, and by float32 (a hundredth)."""
-    size = ("INPUT.SIZE", 48, "INPUT.SHORT_SIDE", "()", "INPUT.FLIP_PROB", 0.0, "INPUT.BLUR_PROB", 0.0, *NO_TEST)
+    size = (
+        "INPUT.SIZE",
+        48,
+        "INPUT.SHORT_SIDE",
+        "()",
+        "INPUT.FLIP_PROB",
+        0.0,
+        "INPUT.BLUR_PROB",
+        0.0,
+        *NO_TEST,
+    )
     more = (*size, "SOLVER.MAX_ITER", 3, "DATASETS.KEEP_SEM_SEG", 0.5)
     online = config("online", *losses({**HINTON, "ALPHA": 1.0}), *more)
     policy = [f"DISTILL.SEGMENTATION.{key}" for key in ("POLICY", "TARGET", "GT_WEIGHT", "TEACHER_WEIGHT")]
@@ -214,7 +228,12 @@ def _torchvision(folder: Path) -> tuple[object, ...]:
         (_torchvision, "backbone.16", ("SOLVER.AMP.ENABLED", True), [1.0, 1.0, 1.0]),
         (_torchvision, "backbone.16", ("SOLVER.STEPS", (1,)), [1.0, 0.1, 0.1]),
         # (1 − i / 3)^0.9
-        (_mmseg, "backbone.layer4", ("SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.EMA.ENABLED", True), None),
+        (
+            _mmseg,
+            "backbone.layer4",
+            ("SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.EMA.ENABLED", True),
+            None,
+        ),
     ],
     ids=["torchvision-amp", "torchvision-step", "mmseg-poly-ema"],
 )
@@ -234,22 +253,25 @@ def test_teachers_of_the_zoos(engine, kind, layer, options, rates, config, tmp_p
 
 @torch.no_grad()
 def test_a_config_that_mmsegmentation_ships(config):
-    """By its name; its classes are those of its data set, of which two are the student's."""
+    """By its name; its classes are those of its data set, of which two are the student's, and none is background: the
+    others become it."""
     uri = "mmseg://fastscnn/fast_scnn_8xb4-160k_cityscapes-512x1024?weights=random"
     more = ("TEACHER.SEGMENTATION", uri, "TEACHER.SEGMENTATION.ALLOW_UNMAPPED", True, *NO_TEST)
     teacher = build_online(config("run", *losses(HINTON), *more))
     said = teacher.logits(torch.rand(1, 3, 64, 64) * 255)
-    assert said.shape == (1, 11, 64, 64) and torch.isfinite(said).all()
+    assert said.shape == (1, 11, 64, 64)
     share = said.softmax(1).mean((0, 2, 3))
-    known = [1 + CLASSES.index(name) for name in ("person", "car")]
-    assert share[known].min() > 1e-6 and share[1 + CLASSES.index("kite")] < 1e-12
+    known = [0, *(1 + CLASSES.index(name) for name in ("person", "car"))]
+    assert share[known].min() > 1e-6 and share[known].sum() > 1 - 1e-6 and share[0] == share.max()
 
 
 def test_a_teacher_that_saw_test_images_is_refused(config, file, tmp_path):
     """Its checkpoint tells what it was trained on."""
     save_teacher(file, tmp_path / "cheat.pth", "DATASETS.TRAIN", ("voc_seg_val",), "DATASETS.TEST", "()")
     cfg = config("run", *losses(HINTON), *taught_by(tmp_path / "cheat.pth"))
-    with pytest.raises(UserError, match="TEACHER.SEGMENTATION: trained on voc_seg_val, which shares 6 images of DATA"):
+    with pytest.raises(
+        UserError, match="TEACHER.SEGMENTATION: trained on voc_seg_val, which shares 6 images of DATA"
+    ):
         _train(cfg)
     cfg = config("run", *losses(HINTON), "TEACHER.SEGMENTATION.TRAINED_ON", ("voc_seg_val",))
     with pytest.raises(UserError, match="TEACHER.SEGMENTATION: trained on voc_seg_val"):

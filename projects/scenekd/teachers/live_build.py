@@ -14,7 +14,8 @@ from torch import Tensor
 from ..errors import UserError
 from ..models import choose_device
 from .build import teacher_amp, teacher_class_map
-from .label_map import BACKGROUND, UNREACHED, ClassMap, canonical
+from .dense import object_classes
+from .label_map import UNREACHED, ClassMap
 from .live import LiveSceneKD, LiveTeacher, LiveTorchvision, asked
 from .options import FOLDERS, our_classes, teacher_node
 from .overlap import check_overlap
@@ -26,22 +27,18 @@ class OnlineTeacher:
     """A frozen network whose logits come in the student's classes.
 
     Args:
-        teacher: asked in evaluation mode, without gradients. class_map: from its classes to the student's.
-        dense: whether both have background before their classes. amp: mixed precision; without it float32, also where
-            the student trains in less.
+        teacher: asked in evaluation mode, without gradients.
+        place: for each of its T planes that of the student's K, or one below 0 for none. planes: K.
+        amp: mixed precision; without it float32, also where the student trains in less.
 
     Attributes:
         net: the network itself, whose layers feature losses name; no module of the student's.
     """
 
-    def __init__(
-        self, teacher: LiveTeacher, class_map: ClassMap, *, dense: bool = True, amp: bool = False
-    ) -> None:
+    def __init__(self, teacher: LiveTeacher, place: Sequence[int], planes: int, *, amp: bool = False) -> None:
         self._teacher, self.net, self._amp = teacher, teacher.net, amp
-        # The student's plane for each of the teacher's; without background, what stands for it has none.
-        place = [0, *(i + 1 for i in class_map.index)] if dense else list(class_map.index)
-        self._place = None if class_map.is_identity else place
-        self._planes = len(class_map.target) + dense
+        self._place = None if list(place) == list(range(planes)) else place
+        self._planes = planes
 
     def logits(self, images: Tensor) -> Tensor:
         """(N, K, h, w), on the teacher's own grid, or (N, C), of (N, 3, H, W) float RGB images in 0…255."""
@@ -82,15 +79,19 @@ def build_online(cfg: Any, task: str = "segmentation") -> OnlineTeacher:
         teacher = _live(cfg, node, task)
     except UserError as error:
         raise UserError(str(error).replace("TEACHER.<TASK>", key)) from None
-    names = teacher.names
-    if dense:
-        if canonical(names[0]) != BACKGROUND:
-            raise UserError(f"{key}: its first dense class is {names[0]!r}, not background")
-        names = names[1:]
-    class_map = teacher_class_map(cfg, task, names)
+    objects = object_classes(teacher.names) if dense else teacher.names
+    class_map = teacher_class_map(cfg, task, objects)
+    place = _dense_places(teacher.names, class_map) if dense else class_map.index
     if not node.TRAINED_ON:  # those are checked where every teacher's are
         check_overlap(cfg, task, teacher.trained_on)
-    return OnlineTeacher(teacher, class_map, dense=dense, amp=teacher_amp(cfg, choose_device(cfg)))
+    planes = len(class_map.target) + dense
+    return OnlineTeacher(teacher, place, planes, amp=teacher_amp(cfg, choose_device(cfg)))
+
+
+def _dense_places(names: Sequence[str], class_map: ClassMap) -> list[int]:
+    """The student's plane for each of the teacher's, whose background may stand anywhere, or lack."""
+    places = dict(zip(class_map.source, class_map.index))
+    return [1 + places.get(name, -1) for name in names]
 
 
 def _live(cfg: Any, node: Any, task: str) -> LiveTeacher:
