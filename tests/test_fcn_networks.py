@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ENGINES
+from fcn_parts import write_config
 from torch import nn
 from torchvision import models
 
@@ -374,32 +375,11 @@ def test_predictions_are_on_the_network_s_grid():
 
 # Training ------------------------------------------------------------------------------------------------------
 
-_TINY = """
-_BASE_: "{base}"
-DATASETS:
-  ROOT: "{root}"
-  CLASSES: ("person", "tree", "bird", "car", "house", "boat", "cup", "bottle", "cow", "kite")
-  TRAIN: ("voc_seg_train",)
-  TEST: ("voc_seg_val",)
-INPUT:
-  SIZE: 64
-  SHORT_SIDE: (40, 120)
-MODEL:
-  DEVICE: "cpu"
-  WEIGHTS: ""
-  FCN_KD: {{NETWORK: "fcn_resnet18", TRUNK_WIDTH: 8, HEAD_CHANNELS: 8, OUTPUT_STRIDE: 16}}
-SOLVER: {{IMS_PER_BATCH: 4, MAX_ITER: 6, CHECKPOINT_PERIOD: 3, LOG_PERIOD: 1, BASE_LR: 1.0e-3}}
-TEST: {{BATCH_SIZE: 4, BOOTSTRAP: 0}}
-DATALOADER: {{NUM_WORKERS: 0}}
-"""
-
 
 @pytest.fixture
 def tiny(scenes, tmp_path):
     """``tiny(folder)``: the plain baseline, in small."""
-    base = Path(__file__).parents[1] / "projects/fcn_kd/fcn_r50_voc.yaml"
-    file = tmp_path / "tiny.yaml"
-    file.write_text(_TINY.format(base=base, root=scenes))
+    file = write_config(tmp_path, scenes)
     return lambda folder: load_config(file, ["OUTPUT_DIR", str(tmp_path / folder)])
 
 
