@@ -178,7 +178,7 @@ def test_sweep_chooses_apart_from_the_test_set(fake, tmp_path):
     assert fake.trained[-2:] == ["runs/4.1c/chosen/seed0", "runs/4.1c/chosen/seed1"]
     chosen = load_config(tmp_path / "runs/4.1c/chosen/seed0/run.yaml")
     assert (chosen.DATASETS.TEST, chosen.DISTILL.DETECTION.MIN_SCORE) == (("voc_seg_val",), 0.01)
-    assert study.rows[-1].compared == ("4.1c",)
+    assert study.rows[-1].compared == ("4.1c", "4.1a")
     assert "4.1c/chosen" in study.findings(found).scores
 
 

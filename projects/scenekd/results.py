@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import platform
+import resource
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,14 @@ def describe_run(cfg: CfgNode, engine: str, **more: Any) -> dict[str, Any]:
         "git_commit": _git_commit(),
         **more,
     }
+
+
+def peak_memory() -> float:
+    """MiB that this process had at most: on the accelerator where it used one, else all of its own."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def _git_commit() -> str | None:

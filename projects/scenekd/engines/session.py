@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..experiment import Experiment
 from ..models import NO_FILE
 from ..report import report_run, save_panels
-from ..results import check_expected, describe_run, write_results
+from ..results import check_expected, describe_run, peak_memory, write_results
 from ..teachers.score_run import score_run
 from . import datasets  # noqa: F401 - the frameworks' data sets by name
 from .select import engine_module, setup_logging
@@ -91,6 +91,7 @@ def _finish(
         more: dict[str, Any] = {"seconds": round(seconds, 1)}
         if trained:
             more["images_seen"] = cfg.SOLVER.MAX_ITER * cfg.SOLVER.IMS_PER_BATCH
+            more["peak_memory_mib"] = round(peak_memory(), 1)
         path = Path(out) if out else experiment.output_dir / "results.json"
         write_results(path, results, describe_run(cfg, engine, **more, **data))
         print(summary_line(results))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .advice import Budget, ForecastSpec
-from .rows import Row, Sweep
+from .rows import Row, Sweep, Table
 from .runs import Run, Runs
 from .scores import ClassMeans, Comparison, RowScores, compare
 from .sweep import Setting
@@ -35,6 +36,23 @@ class Findings:
     def metrics(self) -> list[str]:
         """Names, in the order of the columns."""
         return [metric.name for metric in self.runs.spec.metrics]
+
+    def metrics_of(self, rows: Sequence[Row]) -> list[str]:
+        """Those that some of the rows has, published or here; all where none has any."""
+        found = [
+            name
+            for name in self.metrics
+            if any(name in row.published for row in rows)
+            or any(row.id in self.scores and self.scores[row.id].values.get(name) for row in rows)
+        ]
+        return found or self.metrics
+
+    @property
+    def table(self) -> Table:
+        """The table of rows, with the settings that were chosen."""
+        known = {row.id for row in self.runs.table.rows}
+        chosen = tuple(row for row in self.rows if row.id not in known)
+        return dataclasses.replace(self.runs.table, rows=(*self.runs.table.rows, *chosen))
 
     def comparisons(self) -> list[Comparison]:
         """Each row with each of its references that share a seed, in each metric."""

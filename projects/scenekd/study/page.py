@@ -14,12 +14,14 @@ from .figures import curve, draw_figure, filter_figure
 from .findings import Findings
 from .rows import Row
 from .runs import Run
+from .same_time import costs, steps_factor
 from .scores import ClassMeans, Comparison, RowScores
 from .spec import Metric
 from .teachers import teachers_of
 
 _RULE = (
-    "Rows are compared seed by seed: same initial weights, same order of images, same number of steps. Nothing is "
+    "Rows are compared seed by seed: same initial weights, same order of images, same number of steps where a row "
+    "does not say otherwise (images seen and seconds stand beside each). Nothing is "
     "claimed inside an interval: only where the 95 % interval of the difference leaves out zero does a verdict stand. "
     "The detectable effect is the true difference that this many seeds would find four times in five. A comparison "
     "can tell nothing where learning from all labels is not better than learning from the labels at hand by more "
@@ -86,7 +88,7 @@ def _group_sections(findings: Findings, comparisons: Sequence[Comparison]) -> li
         if not rows:
             continue
         names = {row.id for row in rows}
-        pieces = [_rows_table(rows, findings)]
+        pieces = [_rows_table(rows, findings), *_same_time(rows, findings)]
         mine = [comparison for comparison in comparisons if comparison.row in names]
         pieces += [comparison_table(mine)] if mine else []
         for row in rows:
@@ -98,21 +100,42 @@ def _group_sections(findings: Findings, comparisons: Sequence[Comparison]) -> li
 
 def _rows_table(rows: Sequence[Row], findings: Findings) -> Markup:
     headers = ["row", "learns from"]
-    headers += [f"{name} {whose}" for name in findings.metrics for whose in ("paper", "here")]
+    metrics = findings.metrics_of(rows)
+    headers += [f"{name} {whose}" for name in metrics for whose in ("paper", "here")]
     cells = []
     for row in rows:
         scores = findings.scores.get(row.id, RowScores({}))
         line: list[Any] = [row.id, row.title]
-        for metric in findings.metrics:
+        for metric in metrics:
             line += [number(row.published.get(metric), 1), mean_sd(scores, metric)]
         owner = findings.owners.get(row.id, row.id)
         count = len(scores.seeds) or len(findings.finished.get(row.id, ()))
         state = str(count) if count else findings.runs.preset.why_unavailable(row) or "not run"
         line += [state + (f" (the run of {owner})" if owner != row.id and count else "")]
         line += [number(scores.images or None), number(scores.seconds, 0)]
+        line += [number(scores.step_cost, 0), number(scores.memory, 0)]
         cells.append(line)
-    caption = "In percent; here: mean ± standard deviation over seeds. Seconds: of one training's steps."
-    return table((*headers, "seeds", "images seen", "seconds"), cells, caption)
+    caption = (
+        "In percent; here: mean ± standard deviation over seeds. Seconds: of one training's steps. Memory: of the "
+        "accelerator, or of the whole process on a CPU, at its peak, evaluation included."
+    )
+    return table((*headers, "seeds", "images seen", "seconds", "ms a step", "MiB"), cells, caption)
+
+
+def _same_time(rows: Sequence[Row], findings: Findings) -> list[Markup]:
+    """How the steps of rows that take as long as another were found."""
+    pieces = []
+    for row in rows:
+        if row.same_time and findings.finished.get(row.id):
+            other, like = costs(row, findings.runs.output)
+            pieces.append(
+                _paragraph(
+                    f"{row.id} takes as long as {other.row}: {other.steps} steps of {1000 * other.seconds:.1f} ms there, "
+                    f"{1000 * like.seconds:.1f} ms a step for {like.row}, so "
+                    f"{round(like.steps * steps_factor(row, findings.runs.output))} steps instead of {like.steps} here."
+                )
+            )
+    return pieces
 
 
 def mean_sd(scores: RowScores, metric: str) -> Number:
@@ -185,7 +208,9 @@ def _filter(row: Row, findings: Findings) -> list[Markup]:
 def _figures(findings: Findings) -> list[Markup]:
     runs, pieces = findings.runs, []
     for drawn in runs.table.figures:
-        png = draw_figure(drawn, runs.table, runs.spec, findings.scores, findings.finished, findings.means)
+        png = draw_figure(
+            drawn, findings.table, runs.spec, findings.scores, findings.finished, findings.means
+        )
         if png is not None:
             pieces += [Markup(f"<h3>{escape(drawn.title)}</h3>"), figure(png, drawn.title)]
     return pieces
@@ -246,7 +271,8 @@ def _classes(findings: Findings) -> list[Markup]:
         return []
     out = []
     for metric in findings.runs.spec.metrics:
-        left = findings.means.left_out(runs[0].cfg, metric.task) if metric.per_class else {}
+        cfg = next((run.cfg for run in runs if metric.task in run.results()), None)
+        left = findings.means.left_out(cfg, metric.task) if metric.per_class and cfg is not None else {}
         if left:
             names = ", ".join(f"{name} ({n})" for name, n in sorted(left.items(), key=lambda item: item[1]))
             out.append((metric.name, names))

@@ -12,7 +12,7 @@ ROLES        name → keys laid over the rows that have the role; ``<role>.valid
 STAGES       what is prepared first, see :mod:`.stages`
 UNAVAILABLE  row, series or group → why the preset has no such row
 
-``{output}`` and ``{data}`` in texts stand for the folders of the command line.
+``{output}`` and ``{data}`` in texts stand for the folders of the command line, ``{experiments}`` for the study's own.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def read_preset(folder: Path, name: str, *, output: Path, data: str = "") -> Pre
     data = data or os.path.expandvars(str(content.get("DATA", "")))
     if "$" in data:
         raise UserError(f"--data: the preset {name} needs data; give --data DIR, or set {data.split('/')[0]}")
-    filled = _fill(content, {"{output}": str(output), "{data}": data})
+    filled = _fill(content, {"{output}": str(output), "{data}": data, "{experiments}": str(folder)})
     return Preset(
         name=name,
         about=" ".join(str(filled.get("ABOUT", "")).split()),

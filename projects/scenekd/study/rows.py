@@ -9,7 +9,10 @@ budgets, forecasts   see :mod:`.advice`
 Fields of a row: ``id, title, group, file`` (YAML beside ``rows.yaml``); ``roles`` (overlays that a preset has for
 it); ``set`` (key → value, on top of the file); ``published`` (metric → percent); ``compared`` (ids of the rows it is
 compared with, the first one in the figures too); ``headroom`` (ids of the rows that learn from the labels at hand and
-from all labels); ``note``; ``kind`` (``train``, or ``filter``: a scored teacher, see :mod:`.filters`).
+from all labels); ``note``; ``kind`` (``train``; ``test``: ``MODEL.WEIGHTS`` as they are; ``filter``: a scored teacher,
+see :mod:`.filters`); ``same_time`` (see :mod:`.same_time`).
+Keys of ``set``, ``vary`` and a sweep's grid reach into lists by number (``DISTILL.LOSSES.0.WEIGHT``); ``KEY *``
+multiplies what file and preset say.
 Of several: their ids are ``<id>@<x>``, their points ``{x, value (x by default), <metric>: published}``, and ``{x}``
 stands for x in ``title``, ``compared`` and ``headroom``.
 """
@@ -26,7 +29,8 @@ import yaml
 
 from ..errors import UserError
 
-KINDS = ("train", "filter")
+KINDS = ("train", "test", "filter")
+CHOSEN = "chosen"  # <row>/chosen: the best setting of its sweep
 _FIELDS = {
     "id",
     "title",
@@ -39,6 +43,7 @@ _FIELDS = {
     "headroom",
     "note",
     "kind",
+    "same_time",
 }
 
 
@@ -59,6 +64,7 @@ class Row:
     headroom: tuple[str, ...] = ()
     note: str = ""
     kind: str = "train"
+    same_time: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,7 @@ def _row(entry: Mapping[str, Any], series: str, path: Path, point: Mapping[str, 
         headroom=texts("headroom"),
         note=" ".join(str(entry.get("note", "")).split()),
         kind=str(entry.get("kind", "train")),
+        same_time=texts("same_time"),
     )
 
 
@@ -228,10 +235,12 @@ def _check(table: Table) -> None:
             raise UserError(f"{table.path}: row {row.id}: kind {row.kind!r} is none of {', '.join(KINDS)}")
         if row.group not in table.groups:
             raise UserError(f"{table.path}: row {row.id}: no group {row.group!r}")
-        for other in (*row.compared, *row.headroom):
+        for other in (*row.compared, *row.headroom, *row.same_time):
             if other not in names:
                 raise UserError(f"{table.path}: row {row.id}: no row {other!r} to be compared with")
-    series = {row.series for row in table.rows}
+        if len(row.same_time) not in (0, 2):
+            raise UserError(f"{table.path}: row {row.id}: same_time takes two rows")
+    series = {row.series for row in table.rows} | {f"{sweep.row}/{CHOSEN}" for sweep in table.sweeps}
     for figure in table.figures:
         for name in (*figure.series, *([figure.level] if figure.level else [])):
             if name not in series and name not in names:

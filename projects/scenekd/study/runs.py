@@ -17,8 +17,10 @@ from ..config import build_config, overlay_keys, read_config
 from ..errors import UserError
 from ..files import write_text
 from .identity import fingerprint, first_difference, settings_in, settings_of
+from .keys import TIMES, with_key
 from .presets import Preset
 from .rows import Row, Table
+from .same_time import steps_factor
 from .spec import StudySpec
 
 CONFIG = "run.yaml"  # the configuration of a run, written before it starts
@@ -89,15 +91,16 @@ class Runs:
         Raises:
             UserError: a file is missing, or a key unknown.
         """
-        overlays = [
-            *self.preset.overlays(row.roles, validation=validation),
-            *(tree_of(key, value) for key, value in row.settings.items()),
-            keys or {},
-        ]
+        overlays = self.preset.overlays(row.roles, validation=validation)
         pairs = [*self.overrides, "SEED", str(seed), "OUTPUT_DIR", str(self.output / folder)]
         if row.file not in self._files:
             self._files[row.file] = read_config(row.file)
-        tree = functools.reduce(overlay_keys, overlays, self._files[row.file])
+        tree: Any = functools.reduce(overlay_keys, overlays, self._files[row.file])
+        for key, value in row.settings.items():
+            tree = with_key(tree, key, value)
+        if row.same_time:
+            tree = with_key(tree, f"SOLVER.MAX_ITER{TIMES}", steps_factor(row, self.output))
+        tree = overlay_keys(tree, keys or {})
         return build_config(tree, pairs, source=str(row.file))
 
     def run(self, row: Row, seed: int, *, validation: bool = False) -> Run:
@@ -173,12 +176,6 @@ class Runs:
                 run = self.run(row, seed)
                 found.setdefault(run.name, run)
         return list(found.values())
-
-
-def tree_of(key: str, value: Any) -> Mapping[str, Any]:
-    """``A.B`` and a value as ``{A: {B: value}}``."""
-    head, _, rest = key.partition(".")
-    return {head: tree_of(rest, value) if rest else value}
 
 
 def write_config(run: Run) -> None:

@@ -86,12 +86,20 @@ class RowScores:
 
     Attributes:
         values: metric → seed → percent, what is not finite left out.
-        seconds: of one training's steps, mean. images: that one training saw.
+        seconds: of one training's steps, mean. images: that one training saw. steps: of one training.
+        memory: MiB at the peak of one training, mean; NaN where it was not measured.
     """
 
     values: Mapping[str, Mapping[int, float]]
     seconds: float = math.nan
     images: int = 0
+    steps: int = 0
+    memory: float = math.nan
+
+    @property
+    def step_cost(self) -> float:
+        """Milliseconds a step."""
+        return 1000 * self.seconds / self.steps if self.steps else math.nan
 
     def mean(self, metric: str) -> float:
         """Over the seeds; NaN without any."""
@@ -118,9 +126,19 @@ def score_row(runs: Mapping[int, Run], metrics: Sequence[Metric], means: ClassMe
             value = means.mean(metric, run.cfg, results.get(metric.task, {}))
             if math.isfinite(value):
                 values[metric.name][seed] = value
-    seconds = [training_seconds(run.folder) for run in runs.values()]
-    images = {run.cfg.SOLVER.MAX_ITER * run.cfg.SOLVER.IMS_PER_BATCH for run in runs.values()}
-    return RowScores(values, statistics.fmean(seconds) if seconds else math.nan, max(images, default=0))
+    trained = [run for run in runs.values() if run.row.kind == "train"]
+    peaks = [run.results().get("meta", {}).get("peak_memory_mib") for run in trained]
+    return RowScores(
+        values,
+        _mean([training_seconds(run.folder) for run in trained]),
+        max((run.cfg.SOLVER.MAX_ITER * run.cfg.SOLVER.IMS_PER_BATCH for run in trained), default=0),
+        max((run.cfg.SOLVER.MAX_ITER for run in trained), default=0),
+        _mean([peak for peak in peaks if peak is not None]),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
 
 
 @dataclass(frozen=True)

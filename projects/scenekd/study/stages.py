@@ -4,7 +4,8 @@ A stage is a mapping in ``STAGES``, ``kind`` and:
 
 scenes   ``folder, splits`` (name → images), ``seed``: drawn pictures.
 lists    ``source, folder, lists``: a VOC-layout folder that shows the images of ``source`` and has lists of its own.
-train    ``file, keys``: a network, laid over by COMMON and ``keys``, in ``{output}/stages/<name>``.
+crops    ``source, folder, splits, classes, size``: the objects of a VOC-layout folder as images of one class each.
+train    ``file, keys``: a network, laid over by COMMON, those of ``roles`` and ``keys``, in ``{output}/stages/<name>``.
 cache    ``file, keys, task``: what the teacher of a task says of ``DATASETS.TRAIN``.
 
 With ``task`` a stage is needed only by rows that learn from that task's teacher, with ``role`` only by rows that
@@ -28,6 +29,7 @@ from ..errors import UserError
 from ..files import write_text
 from ..report import teacher_tasks
 from ..side_by_side import run_together
+from .crops import crop_objects
 from .lists import link_with_lists
 from .rows import Row
 from .runs import Run, Runs, State, write_config
@@ -73,13 +75,17 @@ class Stages:
             generate_scenes(stage["folder"], splits=stage["splits"], seed=stage.get("seed", 0))
         elif kind == "lists":
             link_with_lists(Path(stage["source"]), Path(stage["folder"]), stage["lists"])
+        elif kind == "crops":
+            rest = {key: stage[key] for key in ("splits", "classes", "size")}
+            crop_objects(Path(stage["source"]), Path(stage["folder"]), **rest)
         elif kind == "cache":
             self._cache(self._run(name, stage), stage["task"])
         else:
             raise UserError(f"preset {self.runs.preset.name}: stage {name}: unknown kind {kind!r}")
 
     def _run(self, name: str, stage: Mapping[str, Any]) -> Run:
-        row = Row(name, name, "", self.runs.table.path.parent / stage["file"], name)
+        file, roles = self.runs.table.path.parent / stage["file"], tuple(stage.get("roles", ()))
+        row = Row(name, name, "", file, name, roles=roles)
         folder = f"stages/{name}"
         cfg = self.runs.config(row, int(stage.get("seed", 0)), folder, keys=stage.get("keys", {}))
         return Run(folder, cfg, row)
@@ -123,6 +129,12 @@ def train_together(
         commands[run.name] = ["--config-file", str(run.config), "--engine", engine, *goes_on]
     steps = {run.name: run.cfg.SOLVER.MAX_ITER for run in runs}
     return run_together(TOOLS / "train_net.py", commands, output, steps, at_once=jobs, keep_going=keep_going)
+
+
+def evaluate(run: Run, *, engine: str) -> None:
+    """Score ``MODEL.WEIGHTS`` of a run on its test set."""
+    write_config(run)
+    run_tool("train_net.py", "--config-file", str(run.config), "--engine", engine, "--eval-only")
 
 
 def run_tool(name: str, *args: str) -> None:

@@ -21,9 +21,10 @@ from .page import write_study_page
 from .presets import read_preset
 from .rows import Row, Sweep, read_table
 from .runs import Run, Runs, State
+from .same_time import measure
 from .scores import ClassMeans, Comparison, RowScores, score_row
 from .spec import StudySpec, find_study
-from .stages import Stages, train_together
+from .stages import Stages, evaluate, train_together
 from .sweep import Setting, choose, chosen_row, score_settings, settings
 
 
@@ -42,9 +43,26 @@ class Study:
 
     def run_rows(self, rows: Sequence[Row]) -> None:
         """Train and score what is not done yet."""
-        trained = [row for row in rows if row.kind == "train"]
-        scored = [row for row in rows if row.kind == "filter"]
+        trained = [row for row in rows if row.kind == "train" and not row.same_time]
+        scored = [row for row in rows if row.kind != "train"]
         self._run(self.runs.unique(trained, self.seeds) + self.runs.unique(scored, [0]))
+        timed = [row for row in rows if row.same_time and self._measure(row)]
+        self._run(self.runs.unique(timed, self.seeds))
+
+    def _measure(self, row: Row) -> bool:
+        """Fix the steps of a row that takes as long as another; False where that one was not run."""
+        finished = {name: self.runs.finished(self.runs.table.row(name)) for name in row.same_time}
+        timed = {
+            name: ([run.folder for run in runs.values()], next(iter(runs.values())).cfg.SOLVER.MAX_ITER)
+            for name, runs in finished.items()
+            if runs
+        }
+        try:
+            measure(row, timed, self.runs.output)
+        except UserError as error:
+            self.failed[f"runs/{row.id}"] = str(error)
+            return False
+        return True
 
     def run_sweeps(self, sweeps: Sequence[Sweep]) -> list[tuple[Sweep, list[Setting], Setting | None]]:
         """Score each grid on the validation split, then run the chosen settings as rows of their own."""
@@ -71,6 +89,8 @@ class Study:
         for run in waiting:
             if run.row.kind == "filter":
                 score_filters(run)
+            elif run.row.kind == "test":
+                evaluate(run, engine=self.engine)
 
     def findings(self, sweeps: Sequence[tuple[Sweep, list[Setting], Setting | None]] = ()) -> Findings:
         """The numbers of all rows with results in the output folder, whether asked for now or before."""
@@ -83,7 +103,7 @@ class Study:
         scores = {
             row.id: score_row(finished[row.id], self.runs.spec.metrics, self.means)
             for row in rows
-            if finished[row.id] and row.kind == "train"
+            if finished[row.id] and row.kind != "filter"
         }
         owners = {row.id: self.runs.owner(row) for row in rows if finished[row.id]}
         return Findings(self.runs, self.means, rows, scores, finished, owners, self.failed, sweeps)
@@ -104,6 +124,8 @@ def as_json(findings: Findings) -> dict[str, Any]:
             "run": findings.owners.get(row.id),
             "seconds": _plain(scores.seconds),
             "images": scores.images,
+            "steps": scores.steps,
+            "memory_mib": _plain(scores.memory),
         }
         line["here"] = {metric: dict(values) for metric, values in scores.values.items()}
         rows.append(line)

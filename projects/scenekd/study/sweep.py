@@ -9,11 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .rows import Row, Sweep, Table
+from .rows import CHOSEN, Row, Sweep, Table
 from .runs import Runs, State
 from .scores import ClassMeans, RowScores, score_row
-
-CHOSEN = "chosen"
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def choose(sweep: Sweep, scored: list[Setting]) -> Setting | None:
 
 
 def chosen_row(sweep: Sweep, setting: Setting, table: Table) -> Row:
-    """The row of the chosen setting, run and tested as its base is and compared with it.
+    """The row of the chosen setting, run and tested as its base is, compared with it and with what it is compared with.
 
     The published numbers are not its own: they are the base's.
     """
@@ -65,6 +63,6 @@ def chosen_row(sweep: Sweep, setting: Setting, table: Table) -> Row:
         series=f"{base.id}/{CHOSEN}",
         title=f"{base.title}, chosen on the validation split: {values}",
         published={},
-        compared=(base.id,),
+        compared=(base.id, *base.compared),
         x=None,
     )
