@@ -128,13 +128,12 @@ def _same_time(rows: Sequence[Row], findings: Findings) -> list[Markup]:
     for row in rows:
         if row.same_time and findings.finished.get(row.id):
             other, like = costs(row, findings.runs.output)
-            pieces.append(
-                _paragraph(
-                    f"{row.id} takes as long as {other.row}: {other.steps} steps of {1000 * other.seconds:.1f} ms there, "
-                    f"{1000 * like.seconds:.1f} ms a step for {like.row}, so "
-                    f"{round(like.steps * steps_factor(row, findings.runs.output))} steps instead of {like.steps} here."
-                )
+            steps = round(like.steps * steps_factor(row, findings.runs.output))
+            text = (
+                f"{row.id} takes as long as {other.row}: {other.steps} steps of {1000 * other.seconds:.1f} ms and "
+                f"{1000 * like.seconds:.1f} ms a step as {like.row} trains, so {steps} steps instead of {like.steps}."
             )
+            pieces.append(_paragraph(text))
     return pieces
 
 
