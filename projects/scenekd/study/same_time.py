@@ -4,7 +4,8 @@ Such a row trains exactly as ``like`` does, for so many steps as fit into the se
 steps times (cost of a step of ``other`` × its steps) / (cost of a step of ``like`` × its steps). The costs are the
 means over the runs of both rows at the moment the row is first asked for, kept in ``<output>/same_time/<row>.yaml``,
 so that the number of steps stays what it was. Seconds are those inside the steps, without reading and augmenting,
-which a step of either side does alike.
+which a step of either side does alike. What else the machine does meanwhile is in them: where the times are to be
+trusted, run with ``--jobs 1`` on a machine that is otherwise idle.
 """
 
 from __future__ import annotations
