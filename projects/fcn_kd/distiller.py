@@ -135,14 +135,10 @@ def build_distiller(
 
 def _check_unused(cfg: CfgNode) -> None:
     """A teacher is named, and nothing is learned from it."""
-    if cfg.DISTILL.TEACHER == "online":
+    source = cfg.DISTILL.TEACHER
+    if source == "online" or (source == "cached" and cfg.DISTILL.SEGMENTATION.POLICY != "ground_truth"):
         raise UserError(
-            "DISTILL.LOSSES: empty, so nothing is learned from the online teacher; name a loss, or set "
-            "DISTILL.TEACHER none"
-        )
-    if cfg.DISTILL.TEACHER == "cached" and cfg.DISTILL.SEGMENTATION.POLICY != "ground_truth":
-        raise UserError(
-            "DISTILL.LOSSES: empty, so nothing is learned from the cached teacher; name a loss, or set "
+            f"DISTILL.LOSSES: empty, so nothing is learned from the {source} teacher; name a loss, or set "
             "DISTILL.TEACHER none"
         )
 
