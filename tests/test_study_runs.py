@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ class FakeRunner:
 
     def __init__(self) -> None:
         self.trained: list[str] = []
+        self.together: list[list[str]] = []
         self.resumed: list[str] = []
         self.tools: list[tuple[str, ...]] = []
         self.fails: set[str] = set()
@@ -33,6 +35,7 @@ class FakeRunner:
     def run_together(self, tool, jobs, output, steps, *, at_once, keep_going):
         """As :func:`scenekd.side_by_side.run_together`."""
         failed = {}
+        self.together.append([*jobs])
         for name, arguments in jobs.items():
             self.trained.append(name)
             if "--resume" in arguments:
@@ -97,6 +100,37 @@ def test_shared_runs_stages_and_skipping(fake, tmp_path):
     make_study(tmp_path, ["4.1a"], seeds=3).run_rows(study.rows)
     assert fake.trained[5:] == ["runs/4.1a/seed2", "runs/4.1c/seed2"]
     assert len(fake.tools) == 1
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        ({"teacher_detection": ["trunk"]}, ""),
+        # The cache comes after the teacher.
+        (
+            {"teacher_detection": ["trunk"], "trunk": ["cache_detection"]},
+            "teacher_detection waits for itself",
+        ),
+        ({"teacher_detection": ["tronk"]}, "the stage tronk does not exist"),
+    ],
+)
+def test_stages_after_others(fake, tmp_path, after, message):
+    """A stage put ahead of the base's is trained first and alone, though a mapping lists it last."""
+    study = make_study(tmp_path, ["4.1c"], seeds=1)
+    preset = study.runs.preset
+    teacher = preset.stages["teacher_detection"]
+    found = {**preset.stages, "trunk": {**teacher, "task": None}}
+    found["cache_detection"] = {**found["cache_detection"], "after": ["teacher_detection"]}
+    for name, others in after.items():
+        found[name] = {**found[name], "after": others}
+    study.runs.preset = replace(preset, stages=found)
+    if message:
+        with pytest.raises(UserError, match=message):
+            study.run_rows(study.rows)
+        assert fake.trained == []
+        return
+    study.run_rows(study.rows)
+    assert fake.together == [["stages/trunk"], ["stages/teacher_detection"], ["runs/4.1c/seed0"]]
 
 
 def test_no_teacher_without_need(fake, tmp_path):

@@ -9,7 +9,7 @@ train    ``file, keys``: a network, laid over by COMMON, those of ``roles`` and 
 cache    ``file, keys, task``: what the teacher of a task says of ``DATASETS.TRAIN``.
 
 With ``task`` a stage is needed only by rows that learn from that task's teacher, with ``role`` only by rows that
-have the role.
+have the role. ``after`` names the stages that a training starts from.
 """
 
 from __future__ import annotations
@@ -55,19 +55,38 @@ class Stages:
             UserError: a stage failed, or was made with other settings.
         """
         runs = list(needed_by)
-        stages = [
-            (name, stage)
-            for name, stage in self.runs.preset.stages.items()
-            if any(_needs(run, stage) for run in runs)
-        ]
+        stages = [(name, stage) for name, stage in self._ordered() if any(_needs(run, stage) for run in runs)]
         while stages:
-            trainings = []
-            while stages and stages[0][1]["kind"] == "train":
-                trainings.append(self._run(*stages.pop(0)))
+            trainings: dict[str, Run] = {}
+            while stages and stages[0][1]["kind"] == "train" and not trainings.keys() & _after(stages[0][1]):
+                name, stage = stages.pop(0)
+                trainings[name] = self._run(name, stage)
             if trainings:
-                self._train(trainings)
-            if stages:
+                self._train(list(trainings.values()))
+            elif stages:
                 self._other(*stages.pop(0))
+
+    def _ordered(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """The preset's stages in its order, each one's predecessors before it: a preset that is based on another
+        puts stages ahead of the other's.
+
+        Raises:
+            UserError: stages that wait for one another, or for one that does not exist.
+        """
+        stages = self.runs.preset.stages
+        ordered: dict[str, Mapping[str, Any]] = {}
+
+        def put(name: str, waiting: tuple[str, ...]) -> None:
+            if name in waiting or name not in stages:
+                reason = "waits for itself" if name in waiting else "does not exist"
+                raise UserError(f"preset {self.runs.preset.name}: the stage {name} {reason}; see `after`")
+            for before in stages[name].get("after", ()):
+                put(before, (*waiting, name))
+            ordered.setdefault(name, stages[name])
+
+        for name in stages:
+            put(name, ())
+        return list(ordered.items())
 
     def _other(self, name: str, stage: Mapping[str, Any]) -> None:
         kind = stage["kind"]
@@ -106,6 +125,10 @@ class Stages:
         write_config(run)
         run_tool("cache_teacher.py", "--config-file", str(run.config), "--task", task, "--resume")
         write_text(done, settings)
+
+
+def _after(stage: Mapping[str, Any]) -> set[str]:
+    return set(stage.get("after", ()))
 
 
 def _needs(run: Run, stage: Mapping[str, Any]) -> bool:
