@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from kd_mtl.reproduce import STUDY
+from scenekd.command_line import split_words
 from scenekd.errors import UserError
 from scenekd.report_tables import flatten_keys
 from scenekd.study.presets import read_preset
 from scenekd.study.rows import read_table
 from scenekd.study.runs import Runs
 from scenekd.study.spec import find_study
-from scenekd.study.study import split_words
 
 PRESETS = ("paper", "pool", "scenes", "small", "smoke")
 TABLE = read_table(STUDY.folder / "rows.yaml")

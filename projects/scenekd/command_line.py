@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from fvcore.common.config import CfgNode
 
-from .config import load_config
+from .config import get_cfg, load_config
 from .predictor import open_config
 
 
@@ -44,3 +45,13 @@ def checkpoint_config(args: argparse.Namespace) -> CfgNode:
     if args.config_file:
         return load_config(args.config_file, args.opts)
     return open_config(args.weights, args.opts)
+
+
+def split_words(words: Sequence[str], system: str) -> tuple[list[str], list[str]]:
+    """The words after an option that takes several: its own, then ``KEY VALUE`` pairs from the first configuration key
+    on."""
+    keys = get_cfg(system)
+    for i, word in enumerate(words):
+        if word.split(".")[0] in keys:
+            return list(words[:i]), list(words[i:])
+    return list(words), []

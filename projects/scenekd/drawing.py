@@ -7,6 +7,7 @@ masks of boxes are shown, colours tell the objects apart instead, and the classe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,8 +18,17 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .data.images import voc_palette
+from .sample import IGNORE_INDEX
 
 TEXT = 12  # pixels, of names and captions
+
+# What an error map tells apart, in Okabe and Ito's colours, which colour-blind readers tell apart.
+ERRORS = {
+    "object missed": (213, 94, 0),
+    "object invented": (0, 114, 178),
+    "other object": (204, 121, 167),
+}
+VOID = (90, 90, 90)  # of an error map: pixels that do not count
 
 
 def colourise(mask: np.ndarray, palette: np.ndarray | None = None) -> np.ndarray:
@@ -39,6 +49,32 @@ def blend_mask(
     faded = 140 + 0.45 * image.mean(axis=2, keepdims=True)
     mixed = (1 - opacity) * faded + opacity * colourise(mask, palette)
     return np.round(np.where(mask[..., None] > 0, mixed, faded)).astype(np.uint8)
+
+
+def draw_errors(image: np.ndarray, mask: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, float]:
+    """Where a mask is wrong, over the image in light grey, and the share of wrong pixels.
+
+    Args:
+        image: (H, W, 3) uint8 RGB. mask: (H, W) class indices. truth: (H, W) class indices, 255 void.
+
+    Returns:
+        (H, W, 3) uint8 RGB: pixels where an object is taken for background, background for an object, or an object
+        for another one have the colours of :data:`ERRORS`, void ones that of :data:`VOID`; the share of the pixels
+        that are not void, in 0…1, NaN where all are.
+
+    Raises:
+        ValueError: sizes differ.
+    """
+    if not mask.shape == truth.shape == image.shape[:2]:
+        raise ValueError(f"the mask is {mask.shape}, the truth {truth.shape}, the image {image.shape[:2]}")
+    counted = truth != IGNORE_INDEX
+    wrong = counted & (mask != truth)
+    kinds = (wrong & (mask == 0), wrong & (truth == 0), wrong & (mask > 0) & (truth > 0))
+    drawn = np.repeat(140 + 0.45 * image.mean(axis=2, keepdims=True), 3, axis=2).round().astype(np.uint8)
+    for where, colour in zip(kinds, ERRORS.values()):
+        drawn[where] = colour
+    drawn[~counted] = VOID
+    return drawn, float(wrong.sum() / counted.sum()) if counted.any() else math.nan
 
 
 def draw_boxes(

@@ -61,11 +61,12 @@ def open_config(weights: str | Path, overrides: Sequence[str] = ()) -> CfgNode:
     return config_from_text(text, overrides, source=str(weights))
 
 
-def open_predictor(weights: str | Path, cfg: CfgNode | None = None) -> Predictor:
+def open_predictor(weights: str | Path, cfg: CfgNode | None = None, *, strict: bool = False) -> Predictor:
     """The network of a checkpoint, on ``MODEL.DEVICE``.
 
     Args:
         cfg: instead of the configuration inside the checkpoint.
+        strict: refuse a checkpoint that fills a part of the network alone.
 
     Raises:
         UserError: no such checkpoint, no configuration, or weights of another network.
@@ -73,5 +74,5 @@ def open_predictor(weights: str | Path, cfg: CfgNode | None = None) -> Predictor
     cfg = open_config(weights) if cfg is None else cfg
     device = choose_device(cfg)
     net = build_model(cfg, pretrained=False)
-    checkpoint.load_weights(net, weights)
+    checkpoint.load_weights(net, weights, strict=strict)
     return Predictor(net.to(device).eval(), cfg, device)

@@ -20,7 +20,7 @@ from .predictor import Predictor
 from .sample import SoftSegmentation
 from .teachers.build import build_teacher, open_store, teacher_class_map
 from .teachers.options import NETWORKS, teacher_node
-from .teachers.protocol import InstanceDetections
+from .teachers.protocol import InstanceDetections, Teacher
 from .visualize import SIDE, View, panel
 
 logger = logging.getLogger(__name__)
@@ -39,10 +39,14 @@ class TeacherViews:
 
     Args:
         tasks: of :data:`scenekd.sample.TASKS`.
+
+    Attributes:
+        problems: task → why its last attempt at a store, or at the network, failed.
     """
 
     def __init__(self, cfg: Any, tasks: tuple[str, ...]) -> None:
         self.cfg, self.tasks = cfg, tasks
+        self.problems: dict[str, str] = {}
         self._stores: dict[str, Any] = {}
         self._networks: dict[str, Any] = {}
 
@@ -72,9 +76,7 @@ class TeacherViews:
                 "instance_segmentation": "get_instances",
             }[task]
             return getattr(store, get)(image_id)
-        if teacher_node(self.cfg, task).TYPE not in NETWORKS:
-            return None
-        network = self._once(self._networks, task, lambda: build_teacher(self.cfg, task))
+        network = self.network(task)
         if network is None:
             return None
         output = network.predict([image])[0]
@@ -85,13 +87,20 @@ class TeacherViews:
             return class_map.segmentation(output.segmentation)
         return class_map.instances(output.instances)
 
-    @staticmethod
-    def _once(made: dict[str, Any], task: str, make: Any) -> Any:
+    def network(self, task: str) -> Teacher | None:
+        """The teacher of a task itself; None where only its saved outputs, or nothing, can be had."""
+        if teacher_node(self.cfg, task).TYPE not in NETWORKS:
+            return None
+        made: Teacher | None = self._once(self._networks, task, lambda: build_teacher(self.cfg, task))
+        return made
+
+    def _once(self, made: dict[str, Any], task: str, make: Any) -> Any:
         if task not in made:
             try:
                 made[task] = make()
             except UserError as error:
                 logger.info("report: no %s teacher: %s", task, error)
+                self.problems[task] = str(error)
                 made[task] = None
         return made[task]
 

@@ -78,15 +78,16 @@ def write_results(
     path: str | Path, results: Mapping[str, Mapping[str, Any]], meta: Mapping[str, Any]
 ) -> None:
     """Write the numbers and ``meta`` as JSON; NaN (no ground truth) becomes null."""
-    content = _plain({**results, "meta": dict(meta)})
+    content = plain({**results, "meta": dict(meta)})
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Mappings, lists and numpy's scalars as JSON takes them; what is not finite becomes None."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

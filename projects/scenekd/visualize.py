@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -11,8 +10,20 @@ from PIL import Image, ImageDraw
 
 from .data.images import voc_palette
 from .data.instance_masks import match_boxes
-from .drawing import TEXT, blend_mask, colourise, draw_boxes, draw_masks, font, object_colours
-from .sample import IGNORE_INDEX, Prediction
+from .drawing import (
+    ERRORS,
+    TEXT,
+    VOID,
+    blend_mask,
+    colourise,
+    draw_boxes,
+    draw_errors,
+    draw_masks,
+    font,
+    object_colours,
+)
+from .sample import IGNORE_INDEX
+from .view import View
 
 __all__ = ["View", "blend_mask", "colourise", "draw_boxes", "panel", "stack_tiles"]
 
@@ -26,45 +37,6 @@ _GAP, _CAPTION = 6, 20  # pixels
 _GREY, _INK, _WRONG = (226, 226, 226), (40, 40, 40), (190, 30, 30)
 
 
-@dataclass
-class View:
-    """What one source (ground truth, a teacher, a student) says about an image; None: nothing of that task.
-
-    Attributes:
-        name: of the source.
-        boxes (N, 4), labels (N,), scores (N,): ``scores`` is None for ground truth.
-        sem_seg: (H, W) uint8 class indices.
-        masks: (N, H, W) bool of the boxes; all False for a box without one.
-        class_label: of the whole image. probability: of it; None for ground truth.
-    """
-
-    name: str
-    boxes: np.ndarray | None = None
-    labels: np.ndarray | None = None
-    scores: np.ndarray | None = None
-    sem_seg: np.ndarray | None = None
-    masks: np.ndarray | None = None
-    class_label: int | None = None
-    probability: float | None = None
-
-    @classmethod
-    def of_prediction(cls, name: str, prediction: Prediction) -> View:
-        """From a prediction at the image's own size."""
-        boxes, labels, scores = (
-            None if value is None else value.detach().float().cpu().numpy()
-            for value in (prediction.boxes, prediction.labels, prediction.scores)
-        )
-        labels = None if labels is None else labels.astype(np.int64)
-        logits = prediction.sem_seg
-        mask = None if logits is None else logits.argmax(0).to("cpu").numpy().astype(np.uint8)
-        objects = None if prediction.masks is None else prediction.masks.cpu().numpy()
-        view = cls(name, boxes, labels, scores, mask, objects)
-        if prediction.class_scores is not None:
-            probabilities = prediction.class_scores.detach().float().softmax(0)
-            view.class_label, view.probability = int(probabilities.argmax()), float(probabilities.max())
-        return view
-
-
 def panel(
     image: np.ndarray,
     views: Sequence[View],
@@ -74,9 +46,13 @@ def panel(
     palette: np.ndarray | None = None,
     side: int = SIDE,
     min_score: float = MIN_SCORE,
+    errors: bool = False,
 ) -> np.ndarray:
     """One RGB picture: the image, and one column for each view with its boxes above its mask, and a legend. Classes
     of the whole image are written into one more tile.
+
+    With ``errors`` the first view is ground truth, and what is wrong in the masks of the others stands in one more
+    row, below a key to its colours.
 
     A task that no view has makes no row. A view without a task's labels gets a plain tile that says so. Where
     no box scores ``min_score``, the surest few are drawn all the same, and the caption says so. Where a view has
@@ -96,11 +72,13 @@ def panel(
         rows.append([tiles.boxes(view, own) for view, own in zip(views, shades)])
     if any(view.sem_seg is not None for view in views):
         rows.append([tiles.mask(view) for view in views])
+        if errors:
+            rows.append([tiles.key(), *(tiles.errors(view, views[0]) for view in views[1:])])
     first, legend = tiles.captioned(tiles.image, title), tiles.legend(views, boxes=not by_object)
     whole = [tiles.whole(views)] if any(view.class_label is not None for view in views) else []
-    if len(rows) == 2:
-        rows[0].insert(0, first)
-        rows[1].insert(0, legend)
+    if len(rows) > 1:
+        for row, head in zip(rows, (first, legend, tiles.captioned(np.full_like(tiles.image, 255), ""))):
+            row.insert(0, head)
     elif by_object:  # colours say nothing of classes
         rows[0].insert(0, first)
     elif rows or not whole:
@@ -200,6 +178,25 @@ class _Tiles:
         mask = cv2.resize(view.sem_seg, self.size, interpolation=cv2.INTER_NEAREST)
         return self.captioned(blend_mask(self.image, mask, self.palette), f"{view.name}: mask")
 
+    def errors(self, view: View, truth: View) -> np.ndarray:
+        """What is wrong in the view's mask; its share is of the whole image, not of the tile's pixels."""
+        if view.sem_seg is None or truth.sem_seg is None:
+            missing = "no mask" if view.sem_seg is None else "no ground truth"
+            return self._plain(f"{view.name}: {missing}", missing)
+        whole = np.zeros((*truth.sem_seg.shape, 3), np.uint8)
+        share = draw_errors(whole, view.sem_seg, truth.sem_seg)[1]
+        small = (
+            cv2.resize(mask, self.size, interpolation=cv2.INTER_NEAREST)
+            for mask in (view.sem_seg, truth.sem_seg)
+        )
+        text = "all is void" if np.isnan(share) else f"{100 * share:.1f} % wrong"
+        return self.captioned(draw_errors(self.image, *small)[0], f"{view.name}: {text}")
+
+    def key(self) -> np.ndarray:
+        """What the colours of an error map mean."""
+        entries = [*ERRORS.items(), ("void: not counted", VOID), ("right: the image, faded", (225, 225, 225))]
+        return self._listed(entries, "what is wrong:")
+
     def whole(self, views: Sequence[View]) -> np.ndarray:
         """The class of the whole image by each view; wrong ones, where the first tells ground truth, in red."""
         picture = Image.fromarray(self._padded(np.full((self.size[1], self.size[0], 3), 255, np.uint8)))
@@ -227,16 +224,20 @@ class _Tiles:
         names = {k: self.classes[k - 1] for k in sorted(present - {0, IGNORE_INDEX})}
         if IGNORE_INDEX in present:
             names[IGNORE_INDEX] = "void"
+        entries = [(name, tuple(int(c) for c in self.palette[k])) for k, name in names.items()]
+        return self._listed(entries, "classes" if names else "no class")
+
+    def _listed(self, entries: Sequence[tuple[str, tuple[int, ...]]], caption: str) -> np.ndarray:
+        """Names beside their colours, in two columns where one does not hold them."""
         canvas = np.full((self.size[1], self.size[0], 3), 255, np.uint8)
         picture = Image.fromarray(self._padded(canvas))
         draw, line = ImageDraw.Draw(picture), TEXT + 5
         room = max(1, picture.height // line)
-        for place, (k, name) in enumerate(names.items()):
+        for place, (name, colour) in enumerate(entries):
             x, y = 4 + place // room * picture.width // 2, 2 + place % room * line
-            colour = tuple(int(c) for c in self.palette[k])
             draw.rectangle((x, y + 1, x + 18, y + TEXT + 1), fill=colour, outline=_INK)
             draw.text((x + 24, y), name, fill=_INK, font=font(TEXT))
-        return self.captioned(np.asarray(picture), "classes" if names else "no class")
+        return self.captioned(np.asarray(picture), caption)
 
     def captioned(self, picture: np.ndarray, caption: str) -> np.ndarray:
         """The picture below a line of text that is cut to its width."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,69 @@ def error_chart(shares: Mapping[str, Mapping[str, float]]) -> bytes:
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(ncols=len(kinds), fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
     return png(figure)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar of :func:`gain_chart`: its label, a number, those behind it, and [low, high] around it or None."""
+
+    label: str
+    value: float
+    dots: Sequence[float] = ()
+    interval: tuple[float, float] | None = None
+
+
+def gain_chart(groups: Mapping[str, Sequence[Bar]], axis_label: str) -> bytes:
+    """Lying bars to both sides of zero, each group below the other under its name; gains and losses in two colours.
+
+    Args:
+        groups: heading → bars from top to bottom; a heading that begins with ``(`` has pale bars.
+    """
+    rows = sum(len(bars) + 1 for bars in groups.values())
+    figure = Figure(figsize=(8.4, 1.0 + 0.25 * rows), layout="constrained")
+    axis = figure.add_subplot()
+    place, places, labels = 0, list[int](), list[str]()
+    for heading, bars in groups.items():
+        axis.text(
+            0, place, heading, transform=axis.get_yaxis_transform(), fontsize=9, weight="bold", va="center"
+        )
+        pale = 0.4 if heading.startswith("(") else 1.0
+        for bar in bars:
+            place += 1
+            places.append(place)
+            labels.append(bar.label)
+            colour = COLOURS[0] if bar.value >= 0 else COLOURS[1]
+            axis.barh(place, bar.value, color=colour, height=0.72, alpha=pale)
+            if bar.interval is not None:
+                axis.plot(bar.interval, (place, place), color="black", linewidth=1.2)
+            axis.plot(bar.dots, [place] * len(bar.dots), "o", color="black", markersize=3)
+            _write_value(axis, bar, place)
+        place += 1
+    axis.set_yticks(places, labels, fontsize=8)
+    axis.set_ylim(place - 0.4, -0.6)
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.margins(x=0.1)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_axisbelow(True)
+    axis.set_xlabel(axis_label, fontsize=9)
+    axis.spines[["top", "right", "left"]].set_visible(False)
+    axis.tick_params(axis="y", length=0)
+    return png(figure)
+
+
+def _write_value(axis: Axes, bar: Bar, place: int) -> None:
+    """The bar's number outside of all that is drawn of it."""
+    ends = [0.0, bar.value, *bar.dots, *(bar.interval or ())]
+    right = bar.value >= 0
+    axis.annotate(
+        f"{bar.value:+.1f}",
+        (max(ends) if right else min(ends), place),
+        xytext=(4 if right else -4, 0),
+        textcoords="offset points",
+        fontsize=8,
+        va="center",
+        ha="left" if right else "right",
+    )
 
 
 def running_mean(values: np.ndarray, width: int) -> np.ndarray:

@@ -168,7 +168,7 @@ class SegmentationRecords(ImageRecords[tuple[np.ndarray, np.ndarray]]):
             bootstrap: resamples of the images for the 95 % intervals ``mIoU_interval`` and
                 ``IoU-<name>_interval`` = [low, high]; 0: none.
         """
-        counts = self._class_counts()
+        counts = self.class_counts()
         scores = segmentation_scores(*counts.sum(axis=1))
         result: dict[str, Any] = {
             name: 100 * float(scores[name]) for name in ("mIoU", "fwIoU", "mACC", "pACC")
@@ -188,7 +188,16 @@ class SegmentationRecords(ImageRecords[tuple[np.ndarray, np.ndarray]]):
                 result[f"{key}_interval"] = [100 * float(low[k]), 100 * float(high[k])]
         return result
 
-    def _class_counts(self) -> np.ndarray:
+    def image_scores(self) -> dict[str, dict[str, float]]:
+        """Image id → its mIoU over the classes that are labelled or predicted in it and its pACC; percent, NaN where
+        all of it is void."""
+        scores = segmentation_scores(*self.class_counts())
+        return {
+            image_id: {name: 100 * float(scores[name][i]) for name in ("mIoU", "pACC")}
+            for i, image_id in enumerate(sorted(self._records))
+        }
+
+    def class_counts(self) -> np.ndarray:
         """(3, I, K) float64: intersection, labelled, predicted; images sorted, so that draws repeat."""
         size = len(self.classes)
         counts = np.zeros((3, len(self._records), size))

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import SYSTEMS, get_cfg
+from ..command_line import split_words
+from ..config import SYSTEMS
 from ..engines.select import choose_engine
 from ..errors import UserError
 from ..files import write_text
@@ -160,15 +161,6 @@ def _comparison(c: Comparison) -> dict[str, Any]:
 
 def _plain(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def split_words(words: Sequence[str], system: str) -> tuple[list[str], list[str]]:
-    """The words after ``--only``: ids, then ``KEY VALUE`` pairs from the first configuration key on."""
-    keys = get_cfg(system)
-    for i, word in enumerate(words):
-        if word.split(".")[0] in keys:
-            return list(words[:i]), list(words[i:])
-    return list(words), []
 
 
 def parse_args() -> argparse.Namespace:
