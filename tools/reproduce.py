@@ -7,8 +7,12 @@
 
 from __future__ import annotations
 
-from scenekd.errors import run_cli
-from scenekd.study.study import main
+import os
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that measures memory is chatty
+
+from scenekd.errors import run_cli  # noqa: E402
+from scenekd.study.study import main  # noqa: E402
 
 if __name__ == "__main__":
     run_cli(main)

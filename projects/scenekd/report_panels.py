@@ -20,7 +20,7 @@ from .predictor import Predictor
 from .sample import SoftSegmentation
 from .teachers.build import build_teacher, open_store, teacher_class_map
 from .teachers.options import NETWORKS, teacher_node
-from .teachers.protocol import InstanceDetections, Teacher
+from .teachers.protocol import InstanceDetections
 from .visualize import SIDE, View, panel
 
 logger = logging.getLogger(__name__)
@@ -87,12 +87,11 @@ class TeacherViews:
             return class_map.segmentation(output.segmentation)
         return class_map.instances(output.instances)
 
-    def network(self, task: str) -> Teacher | None:
-        """The teacher of a task itself; None where only its saved outputs, or nothing, can be had."""
+    def network(self, task: str) -> Any:
+        """The network of a task's teacher; None where only its saved outputs, or nothing, can be had."""
         if teacher_node(self.cfg, task).TYPE not in NETWORKS:
             return None
-        made: Teacher | None = self._once(self._networks, task, lambda: build_teacher(self.cfg, task))
-        return made
+        return self._once(self._networks, task, lambda: build_teacher(self.cfg, task))
 
     def _once(self, made: dict[str, Any], task: str, make: Any) -> Any:
         if task not in made:

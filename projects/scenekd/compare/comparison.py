@@ -34,6 +34,8 @@ from .sources import METRICS, TEACHER, Source, iou_of, open_student, open_teache
 
 RESULTS = ".json"  # of files that hold results, not weights
 
+Seeds = tuple[str, Sequence[int | None]]  # a name and the seeds of its trainings
+
 
 @dataclass(frozen=True)
 class Training:
@@ -55,6 +57,11 @@ class Model:
     name: str
     trainings: tuple[Training, ...]
     source: Source | None
+
+    @property
+    def seeds(self) -> Seeds:
+        """For :func:`pair_seeds`."""
+        return self.name, [one.seed for one in self.trainings]
 
     @property
     def records(self) -> SegmentationRecords | None:
@@ -136,6 +143,12 @@ def compare(
     numbers = [(name, read_numbers(name, path, dataset)) for name, path in files if path.endswith(RESULTS)]
     networks = [(n, open_student(n, p, cfg, dataset.classes)) for n, p in files if not p.endswith(RESULTS)]
     sources = [source for _, source in (*opened, *networks)]
+    known = [*((name, one.seed) for name, one in networks), *((name, one.seed) for name, one in numbers)]
+    seeds = [
+        (n, [seed for name, seed in known if name == n]) for n in dict.fromkeys(name for name, _ in files)
+    ]
+    for other in seeds[1:]:  # what cannot be paired is told before any work
+        pair_seeds(seeds[0], other)
     images = images_per_class(dataset)["sem_seg"]
     counted = [name for name, count in images.items() if count >= min_images]
     scored = dict(zip(map(id, sources), score(dataset, sources))) if sources else {}
@@ -190,7 +203,7 @@ def _gains(
     min_images: int,
     cfg: CfgNode,
 ) -> Gains:
-    pairs = pair_trainings(before, after)
+    pairs = [(before.trainings[i], after.trainings[j]) for i, j in pair_seeds(before.seeds, after.seeds)]
     intervals = None
     if len(pairs) == 1 and cfg.TEST.BOOTSTRAP:
         records = [one.records for one in pairs[0]]
@@ -198,31 +211,33 @@ def _gains(
             intervals = image_intervals(
                 records[0], records[1], counted=counted, resamples=cfg.TEST.BOOTSTRAP, seed=cfg.SEED
             )
-    sides = [(m.name, [pair[i].iou for pair in pairs]) for i, m in enumerate((before, after))]
-    return class_gains(*sides, images, min_images=min_images, intervals=intervals)
+    return class_gains(
+        (before.name, [pair[0].iou for pair in pairs]),
+        (after.name, [pair[1].iou for pair in pairs]),
+        images,
+        min_images=min_images,
+        intervals=intervals,
+    )
 
 
-def pair_trainings(before: Model, after: Model) -> list[tuple[Training, Training]]:
-    """The trainings of two models with the same seed; a lone one on each side is a pair whatever its seed.
+def pair_seeds(before: Seeds, after: Seeds) -> list[tuple[int, int]]:
+    """The places of the trainings that have the same seed; a lone one on each side is a pair whatever its seed.
 
     Raises:
         UserError: several without, or with equal, seeds; or no seed in common.
     """
-    if len(before.trainings) == len(after.trainings) == 1:
-        return [(before.trainings[0], after.trainings[0])]
-    sides = []
-    for model in (before, after):
-        seeds = [one.seed for one in model.trainings]
+    if len(before[1]) == len(after[1]) == 1:
+        return [(0, 0)]
+    for name, seeds in (before, after):
         if None in seeds or len(set(seeds)) < len(seeds):
             named = ", ".join("unknown" if seed is None else str(seed) for seed in seeds)
             raise UserError(
-                f"--models {model.name}: its trainings have seeds {named}; give each seed once, as SEED of its run"
+                f"--models {name}: its trainings have seeds {named}; give each seed once, as SEED of its run"
             )
-        sides.append(dict(zip(seeds, model.trainings)))
-    common = sorted(set(sides[0]) & set(sides[1]), key=str)
+    common = [seed for seed in before[1] if seed in after[1]]
     if not common:
-        raise UserError(f"--models {before.name}, {after.name}: no seed in common; nothing can be paired")
-    return [(sides[0][seed], sides[1][seed]) for seed in common]
+        raise UserError(f"--models {before[0]}, {after[0]}: no seed in common; nothing can be paired")
+    return [(list(before[1]).index(seed), list(after[1]).index(seed)) for seed in common]
 
 
 def _choose(dataset: Dataset, wanted: Wanted, first: Model, last: Model) -> Choice:

@@ -102,7 +102,9 @@ def open_student(name: str, weights: str, cfg: CfgNode, classes: Sequence[str]) 
         return mask
 
     seed, trained_on = (own.SEED, tuple(own.DATASETS.TRAIN)) if inside else (None, ())
-    return Source(name, weights, label_map, seed, trained_on, predict.net, predict, predict.device)
+    return Source(
+        name, weights, label_map, seed, trained_on, predict.net, predict, torch.device(predict.device)
+    )
 
 
 def open_teacher(cfg: CfgNode) -> Source:
@@ -115,7 +117,7 @@ def open_teacher(cfg: CfgNode) -> Source:
     if not (node.TYPE or node.CACHE):
         raise UserError(f"TEACHER.{TASK.upper()}: names no teacher; set it, or leave --teacher out")
     views = TeacherViews(cfg, (TASK,))
-    network: Any = views.network(TASK)
+    network = views.network(TASK)
     trained_on = tuple(node.TRAINED_ON)
     if network is not None:
         trained_on = tuple(network.info()["trained_on"])
@@ -133,7 +135,10 @@ def open_teacher(cfg: CfgNode) -> Source:
     if network is None:
         return source
     return dataclasses.replace(
-        source, net=network.net, ask=lambda image: network.predict([image]), device=network.device
+        source,
+        net=network.net,
+        ask=lambda image: network.predict([image]),
+        device=torch.device(network.device),
     )
 
 

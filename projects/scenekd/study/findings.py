@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .advice import Budget, ForecastSpec
+from .looks import Look
 from .rows import Row, Sweep, Table
 from .runs import Run, Runs
 from .scores import ClassMeans, Comparison, RowScores, compare
@@ -20,7 +21,7 @@ class Findings:
     Attributes:
         rows: those with results or asked for. scores, finished: row id → its numbers, its runs by seed.
         owners: row id → the row whose runs it shares. failed: run → its last line.
-        sweeps: each with its scored settings and the chosen one.
+        sweeps: each with its scored settings and the chosen one. looks: pairs of rows side by side.
     """
 
     runs: Runs
@@ -31,6 +32,7 @@ class Findings:
     owners: Mapping[str, str]
     failed: Mapping[str, str] = field(default_factory=dict)
     sweeps: Sequence[tuple[Sweep, Sequence[Setting], Setting | None]] = ()
+    looks: Sequence[Look] = ()
 
     @property
     def metrics(self) -> list[str]:

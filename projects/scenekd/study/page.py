@@ -12,6 +12,7 @@ from ..report_html import Markup, Number, escape, figure, number, table, write_p
 from .advice import forecast_table, foretell, worth_of, worth_table
 from .figures import curve, draw_figure, filter_figure
 from .findings import Findings
+from .looks import look_sections
 from .rows import Row
 from .runs import Run
 from .same_time import costs, steps_factor
@@ -36,6 +37,7 @@ def write_study_page(path: Path, findings: Findings) -> Path:
         ("What was run", _about(findings)),
         *_group_sections(findings, comparisons),
         ("Figures", _figures(findings)),
+        *look_sections(findings.looks),
         ("The teachers alone", teachers_of(findings.own_runs())),
         ("What labels are worth beside a teacher", _worth(findings)),
         ("What a teacher's fitness foretells", _foretold(findings)),

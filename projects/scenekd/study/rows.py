@@ -4,6 +4,7 @@ groups    name → heading on the page; ``--only`` takes a name, or its part bef
 rows      one mapping a row, or one for several: ``vary`` names a key that takes a value at each of ``points``
 sweeps    a row, a metric, and a grid of keys, for ``--sweep``
 figures   what is drawn, see :mod:`.figures`
+pairs     rows set side by side, see :mod:`.looks`: ``title, before, after`` and the row of their ``teacher``
 budgets, forecasts   see :mod:`.advice`
 
 Fields of a row: ``id, title, group, file`` (YAML beside ``rows.yaml``); ``roles`` (overlays that a preset has for
@@ -90,6 +91,16 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two rows that differ in what they learn by, and the row of the teacher ("": none)."""
+
+    title: str
+    before: str
+    after: str
+    teacher: str = ""
+
+
+@dataclass(frozen=True)
 class Table:
     """Everything in a ``rows.yaml``."""
 
@@ -100,6 +111,7 @@ class Table:
     figures: tuple[Figure, ...]
     budgets: tuple[Mapping[str, str], ...] = ()
     forecasts: tuple[Mapping[str, Any], ...] = ()
+    pairs: tuple[Pair, ...] = ()
 
     def row(self, name: str) -> Row:
         """By its id."""
@@ -166,6 +178,7 @@ def read_table(path: Path) -> Table:
             tuple(_figure(entry) for entry in content.get("figures", ())),
             tuple(dict(entry) for entry in content.get("budgets", ())),
             tuple(dict(entry) for entry in content.get("forecasts", ())),
+            tuple(Pair(**{key: str(text) for key, text in p.items()}) for p in content.get("pairs", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
@@ -247,6 +260,9 @@ def _check(table: Table) -> None:
                 raise UserError(f"{table.path}: figure {figure.title!r}: no row {name!r}")
     for sweep in table.sweeps:
         table.row(sweep.row)
+    for pair in table.pairs:
+        for name in filter(None, (pair.before, pair.after, pair.teacher)):
+            table.row(name)
     for budget in table.budgets:
         for name in (budget["alone"], budget["teacher"], budget["all"]):
             if name not in series and name not in names:

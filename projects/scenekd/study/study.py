@@ -18,6 +18,7 @@ from ..errors import UserError
 from ..files import write_text
 from .filters import score_filters
 from .findings import Findings
+from .looks import look_at, look_json
 from .page import write_study_page
 from .presets import read_preset
 from .rows import Row, Sweep, read_table
@@ -139,6 +140,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
             {"row": sweep.row, "metric": sweep.metric, "chosen": dict(best.values) if best else None}
             for sweep, _, best in findings.sweeps
         ],
+        "pairs": [look_json(look) for look in findings.looks],
         "failed": dict(findings.failed),
     }
 
@@ -222,6 +224,7 @@ def main() -> None:
     names = {row.id for row in rows}
     sweeps = [sweep for sweep in runs.table.sweeps if args.sweep and sweep.row in names]
     findings = study.findings(study.run_sweeps(sweeps))
+    findings.looks = look_at(runs.table, findings.finished, study.means)
     write_text(output / "reproduce.json", json.dumps(as_json(findings), indent=2) + "\n")
     print(f"page: {write_study_page(output / 'reproduce.html', findings)}")
     if study.failed:
