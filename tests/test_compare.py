@@ -16,9 +16,11 @@ from tool_runner import ToolRunner
 from scenekd.compare.sources import open_student, open_teacher, read_numbers
 from scenekd.data.catalog import load_datasets
 from scenekd.data.images import read_image
+from scenekd.data.records import Record
 from scenekd.errors import UserError
 from scenekd.evaluation.evaluator import Evaluator
 from scenekd.predictor import open_predictor
+from scenekd.sample import SoftSegmentation
 from scenekd.study.looks import look_at, look_json, look_sections
 from scenekd.study.rows import Pair
 from scenekd.study.runs import Run
@@ -190,6 +192,33 @@ def test_teacher_is_shown_in_our_classes(parts):
     place = np.array([0, *(1 + k for k in ORDER)])
     # both resize bilinearly, by different code: a pixel on a border may fall to the other side
     assert (said == place[own]).mean() > 0.99
+
+
+def test_saved_outputs_of_a_teacher(parts, monkeypatch):
+    """They are read where they hold the image; nothing is measured of a network that is not there."""
+
+    class Store:
+        def __contains__(self, image_id):
+            return image_id == "known"
+
+        def get_segmentation(self, image_id):
+            logits = np.zeros((11, 4, 4), np.float32)
+            logits[3] = 1
+            return SoftSegmentation(logits, "logits")
+
+    monkeypatch.setattr("scenekd.report_panels.open_store", lambda cfg, task: Store())
+    teacher = open_teacher(read(parts.file, "TEACHER.SEGMENTATION.CACHE", "kept"))
+    image = np.zeros((20, 30, 3), np.uint8)
+    assert teacher.net is None
+    assert (teacher.label_map(Record("known", ""), image) == 3).all()
+    with pytest.raises(UserError, match="TEACHER.SEGMENTATION: its saved outputs hold no image other"):
+        teacher.label_map(Record("other", ""), image)
+
+
+def test_teacher_whose_weights_are_missing(parts):
+    teacher = open_teacher(read(parts.file, *taught_by(Path("/nowhere.pth"))))
+    with pytest.raises(UserError, match=r"/nowhere.pth: no such checkpoint"):
+        teacher.label_map(Record("x", ""), np.zeros((20, 30, 3), np.uint8))
 
 
 def test_students_of_other_systems(parts, tiny_config, tmp_path):

@@ -47,6 +47,15 @@ def _config(runs: Runs, name: str, **options):
     return runs.config(TABLE.row(name), 0, **options)
 
 
+def test_the_main_pair_differs_in_the_teacher_alone(runs):
+    """What the page sets side by side: one network, one schedule, one seed."""
+    (pair,) = TABLE.pairs
+    assert (pair.before, pair.after, pair.teacher) == ("v.none", "v.kd", "v.teacher")
+    before, after = (dict(flatten_keys(_config(runs, name))) for name in (pair.before, pair.after))
+    different = {key for key in before if before[key] != after[key]}
+    assert different and all(key.startswith(("DISTILL.", "TEACHER.")) for key in different), different
+
+
 def test_published_numbers():
     """Exactly the paper's numbers, in the units of their row's task."""
     assert {row.id: dict(row.published) for row in TABLE.rows if row.published} == PUBLISHED

@@ -197,6 +197,7 @@ _ROWS = "groups: {g: G}\nrows:\n- {id: a, title: A, group: g, file: a.yaml}\n"
         ("- {id: b, title: B, group: g, file: b.yaml, kind: odd}", "kind 'odd' is none of"),
         ("sweeps: [{row: z, metric: m, grid: {}}]", "no row 'z'"),
         ("figures: [{title: T, kind: points, series: [z], metrics: [m]}]", "figure 'T': no row 'z'"),
+        ("pairs: [{title: T, before: z, after: z}]", "no row 'z'"),
         ("- {id: b", "not valid YAML"),
     ],
 )

@@ -84,7 +84,7 @@ def class_gains(
         raise ValueError("a gain needs a training before and one after")
     found, undefined = [], []
     for name, count in images.items():
-        values = [second[name] - first[name] for first, second in pairs]
+        values = [second.get(name, math.nan) - first.get(name, math.nan) for first, second in pairs]
         if all(map(math.isfinite, values)):
             found.append(Gain(name, count, tuple(values), _interval(name, values, intervals)))
         else:

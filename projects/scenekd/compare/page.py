@@ -51,7 +51,8 @@ def _scores(comparison: Comparison) -> Markup:
             cells = [number(training.scores.get(name)) for name in ("mean", *METRICS)]
             seed = number(training.seed)
             trained = ", ".join(training.trained_on) or "not told"
-            lines.append((model.name, *cells, seed, trained, training.file))
+            file = Markup(f'<small style="overflow-wrap: anywhere">{escape(training.file)}</small>')
+            lines.append((model.name, *cells, seed, trained, file))
     headers = (
         f"mIoU of classes with {comparison.min_images} images or more",
         "mIoU",

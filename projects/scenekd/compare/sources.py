@@ -118,15 +118,15 @@ def open_teacher(cfg: CfgNode) -> Source:
         raise UserError(f"TEACHER.{TASK.upper()}: names no teacher; set it, or leave --teacher out")
     views = TeacherViews(cfg, (TASK,))
     network = views.network(TASK)
-    trained_on = tuple(node.TRAINED_ON)
-    if network is not None:
-        trained_on = tuple(network.info()["trained_on"])
-        check_overlap(cfg, TASK, trained_on)
+    lacking = views.problems.get(TASK)  # why there is no network, where there should be one
+    trained_on = tuple(node.TRAINED_ON if network is None else network.info()["trained_on"])
+    check_overlap(cfg, TASK, trained_on)
 
     def label_map(record: Record, image: np.ndarray) -> np.ndarray:
         mask = views(record, image).sem_seg
         if mask is None:
-            why = views.problems.get(TASK, f"its saved outputs hold no image {record.image_id}")
+            nothing_saved = f"its saved outputs hold no image {record.image_id}"
+            why = lacking or views.problems.get(TASK, nothing_saved)
             raise UserError(why if why.startswith("TEACHER") else f"TEACHER.{TASK.upper()}: {why}")
         return mask
 

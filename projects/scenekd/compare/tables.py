@@ -32,7 +32,7 @@ def gain_pieces(gains: Gains) -> list[Markup]:
         groups[f"(fewer than {gains.min_images} test images: noise, in no mean)"] = [
             _bar(gain) for gain in gains.apart
         ]
-    title = f"IoU of {gains.after} − {gains.before}, in points"
+    title = f"IoU: {gains.after} − {gains.before}, in points"
     shown = [figure(gain_chart(groups, title), title), Markup(f"<p>{escape(_basis(gains))}</p>")]
     if gains.undefined:
         names = ", ".join(gains.undefined)
