@@ -77,6 +77,10 @@ def test_gains_in_closed_form():
     single = class_gains(("x", before[:1]), ("y", after[:1]), images)
     assert single.over == "" and single.classes[0].interval is None
     assert "One training on each side" in "".join(gain_pieces(single))
+    known = {name: (-1.0, 2.0) for name in images}
+    over_images = class_gains(("x", before[:1]), ("y", after[:1]), images, intervals=known)
+    assert over_images.over == "images" and over_images.classes[0].interval == (-1, 2)
+    assert over_images.apart[0].interval is None
     with pytest.raises(ValueError, match="needs a training"):
         class_gains(("x", []), ("y", []), images)
 

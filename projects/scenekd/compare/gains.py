@@ -75,6 +75,7 @@ def class_gains(
     Args:
         before, after: name, and the scores of its trainings; paired by their place.
         images: class → test images that hold it. intervals: class → over the images, for a single pair; "" of the mean.
+            Classes with too few images get none of these.
 
     Raises:
         ValueError: no pair, or other numbers of trainings.
@@ -86,7 +87,9 @@ def class_gains(
     for name, count in images.items():
         values = [second.get(name, math.nan) - first.get(name, math.nan) for first, second in pairs]
         if all(map(math.isfinite, values)):
-            found.append(Gain(name, count, tuple(values), _interval(name, values, intervals)))
+            # Resamples of a handful of images say nothing of others.
+            own = intervals if count >= min_images else None
+            found.append(Gain(name, count, tuple(values), _interval(name, values, own)))
         else:
             undefined.append(name)
     found.sort(key=lambda gain: -gain.mean)
