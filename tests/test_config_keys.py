@@ -28,7 +28,11 @@ def _leaves(node, prefix=""):
             yield f"{prefix}{key}"
 
 
-KEYS = {*_leaves(get_cfg()), *_leaves(get_cfg("fcn_kd").MODEL.FCN_KD, "MODEL.FCN_KD.")}
+KEYS = {
+    *_leaves(get_cfg()),
+    *_leaves(get_cfg("fcn_kd").MODEL.FCN_KD, "MODEL.FCN_KD."),
+    *_leaves(get_cfg("blindnet").MODEL.BLINDNET, "MODEL.BLINDNET."),
+}
 
 
 @pytest.mark.parametrize("key", sorted(KEYS))

@@ -174,8 +174,8 @@ def detectron2_defaults() -> CN:
     test.EVAL_PERIOD = 0  # iterations; 0: only at the end
     test.BATCH_SIZE = 1
     test.EVALUATOR = "native"  # native | framework
-    # Of the tasks that the model has; segm: mask AP
-    test.METRICS = ("sem_seg", "bbox", "segm", "classification")
+    # Of the tasks that the model has; segm: mask AP; hidden_object: rank of the class behind a mask
+    test.METRICS = ("sem_seg", "bbox", "segm", "classification", "hidden_object")
     test.BOX_METRIC = "voc"  # voc: area AP at IoU .5; voc07: 11-point; coco: pycocotools
     test.ERROR_ANALYSIS = False  # kinds of wrong boxes: localisation, similar class, other class, background
     test.BEST_METRIC = ""  # for example sem_seg/mIoU: keeps model_best.pth

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from .data.catalog import assert_disjoint
-from .data.mapper import INSTANCES, Mapper
+from .data.mapper import INSTANCES
 from .doctor_facts import Facts
 from .doctor_findings import Finding, error, run_checks, warning, without_repeats
 from .doctor_targets import check_targets
 from .doctor_teachers import check_boxes, check_soft, check_stores, check_teacher_data
 from .errors import UserError
+from .hooks import hooks_of
 
 DRAWS = 32  # of the training loader; few images may have a mask
 
@@ -90,7 +91,9 @@ def check_loader(facts: Facts) -> list[Finding]:
     if any(store is None for store in stores.values()):
         return []
     try:
-        mapper = Mapper(facts.train, facts.cfg, train=True, teachers=stores, policy=facts.policy)
+        hooks = hooks_of(facts.cfg)
+        records = hooks.prepare_data(facts.train, facts.cfg, train=True)
+        mapper = hooks.build_mapper(records, facts.cfg, train=True, teachers=stores, policy=facts.policy)
         targets = [mapper(index)[1] for index in range(DRAWS)]
     except UserError as reason:
         return [error(str(reason))]

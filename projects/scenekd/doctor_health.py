@@ -242,7 +242,12 @@ def check_overfit(facts: RunFacts) -> list[Finding]:
 def check_classes(results: Mapping[str, Any]) -> list[Finding]:
     """Classes that score 0 where others do not."""
     findings = []
-    for group, prefix in (("sem_seg", "IoU-"), ("bbox", "AP-"), ("classification", "ACC-")):
+    for group, prefix in (
+        ("sem_seg", "IoU-"),
+        ("bbox", "AP-"),
+        ("classification", "ACC-"),
+        ("hidden_object", "TOP1-"),
+    ):
         scores = {
             name[len(prefix) :]: value
             for name, value in results.get(group, {}).items()

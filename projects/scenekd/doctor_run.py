@@ -172,6 +172,7 @@ def check_numbers(results: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
         ("bbox", "AP-", "mAP"),
         ("segm", "AP-", "mAP"),
         ("classification", "ACC-", "accuracy"),
+        ("hidden_object", "TOP1-", "top1"),
     ):
         metrics = results.get(task)
         if metrics is None:

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader
 from . import checkpoint, optim
 from .data.catalog import Dataset, assert_disjoint, load_datasets, with_class_names
 from .data.loader import make_loader
-from .data.mapper import Mapper
 from .data.policy import SourcePolicy, build_policy
 from .errors import UserError
 from .evaluation.evaluator import METRIC_OF
 from .extras import Extras
 from .files import write_text
+from .hooks import hooks_of
 from .models import average_buffers, build_model, choose_device, load_initial_weights
 from .resume import resume_state
 from .sampling import DrawSampler, ShareSampler
@@ -62,21 +62,26 @@ class Experiment:
         self.start_iteration: int = int(self.state.get("iteration", 0))
         self.best: float | None = self.state.get("best")
         self.skipped = SkippedImages()
+        self.hooks = hooks_of(cfg)
 
     # Data ---------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def test_data(self) -> Dataset:
-        """The images of ``DATASETS.TEST``."""
+    def _test_images(self) -> Dataset:
         return load_datasets(self.cfg.DATASETS.TEST, self.cfg, train=False)
+
+    @functools.cached_property
+    def test_data(self) -> Dataset:
+        """The images of ``DATASETS.TEST``, or the cases that the system makes of them."""
+        return self.hooks.prepare_data(self._test_images, self.cfg, train=False)
 
     @functools.cached_property
     def train_data(self) -> Dataset:
         """The images of ``DATASETS.TRAIN``; none of them stands in the test set, unless allowed."""
         data = load_datasets(self.cfg.DATASETS.TRAIN, self.cfg, train=True)
         if self.cfg.DATASETS.TEST and not self.cfg.DATASETS.ALLOW_OVERLAP:
-            assert_disjoint(data, self.test_data)
-        return data
+            assert_disjoint(data, self._test_images)
+        return self.hooks.prepare_data(data, self.cfg, train=True)
 
     @functools.cached_property
     def policy(self) -> SourcePolicy:
@@ -112,7 +117,7 @@ class Experiment:
     def train_loader(self) -> DataLoader[Any]:
         """Batches from ``start_iteration`` to ``SOLVER.MAX_ITER`` for this process."""
         cfg = self.cfg
-        mapper = Mapper(
+        mapper = self.hooks.build_mapper(
             self.train_data,
             cfg,
             train=True,
@@ -133,7 +138,7 @@ class Experiment:
 
     def test_loader(self) -> DataLoader[Any]:
         """The test images, each in exactly one process."""
-        mapper = Mapper(self.test_data, self.cfg, train=False)
+        mapper = self.hooks.build_mapper(self.test_data, self.cfg, train=False)
         sampler = ShareSampler(len(mapper), self.rank, self.world_size)
         size = self.cfg.TEST.BATCH_SIZE
         return make_loader(mapper, self.cfg, self.device, sampler=sampler, batch_size=size)
@@ -144,6 +149,9 @@ class Experiment:
     def net(self) -> nn.Module:
         """The network on its device, with ``MODEL.WEIGHTS`` or the resumed weights."""
         net = build_model(self.cfg, pretrained=not (self.state or self.whole))
+        observe = getattr(net, "observe_data", None)
+        if observe is not None and not self.whole:
+            observe(self.train_data)  # what it takes of the labels' statistics, which its checkpoint keeps
         prepare = getattr(net, "prepare_training", None)
         if prepare is not None and not self.whole:
             prepare(self.cfg)  # what it learns by, which an evaluation does not need

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from fvcore.common.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
 from . import checkpoint
 from .config import import_system
 from .errors import UserError
+from .sample import Prediction, Target
 
 # Values of MODEL.WEIGHTS that name no file: random weights, and the trunk's from torchvision's zoo.
 NO_FILE = ("", "torchvision")
@@ -39,6 +40,16 @@ def load_initial_weights(net: nn.Module, source: str) -> None:
         load_trunk(source)
     else:
         checkpoint.load_weights(net, source)
+
+
+def predict(net: nn.Module, images: Tensor, targets: list[Target] | None) -> list[Prediction]:
+    """``net(images)`` in evaluation mode; a network with ``wants_targets`` is told the targets too: those that look at
+    the labels of what can be seen, as a control."""
+    if getattr(net, "wants_targets", False):
+        told: list[Prediction] = net(images, targets)
+        return told
+    found: list[Prediction] = net(images)
+    return found
 
 
 def average_buffers(net: nn.Module) -> None:

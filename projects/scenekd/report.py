@@ -13,6 +13,7 @@ from fvcore.common.config import CfgNode
 from PIL import Image
 
 from .data.policy import TaskPolicy, from_cache
+from .hooks import hooks_of
 from .predictor import Predictor
 from .recorder import read_metrics
 from .report_html import Markup, Number, escape, figure, number, table, write_page
@@ -42,6 +43,7 @@ def write_report(
     meta: Mapping[str, Any] | None = None,
     lines: Sequence[Mapping[str, Any]] = (),
     panels: Iterable[Picture] = (),
+    figures: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write ``OUTPUT_DIR/report.html``; returns its path. The teachers' scores are those that lie there.
 
@@ -49,6 +51,7 @@ def write_report(
         results: ``{"sem_seg": {…}, "bbox": {…}}`` in percent, as in ``results.json``.
         meta: where the results come from, as in ``results.json``.
         lines: of ``metrics.json``. panels: see :func:`~scenekd.report_panels.report_panels`.
+        figures: caption → PNG, shown beside the results.
     """
     output_dir = Path(output_dir)
     drawn = {"losses": loss_curves(lines), "evaluations": evaluation_curves(lines)}
@@ -58,7 +61,7 @@ def write_report(
     shares = error_shares(results)
     errors = [figure(error_chart(shares), "kinds of wrong boxes in each class")] if shares else []
     sections = [
-        ("Results", headlines(results)),
+        ("Results", [*headlines(results), *(figure(png, name) for name, png in (figures or {}).items())]),
         ("Classes", per_class_table(results)),
         ("Wrong boxes", errors),
         ("Teachers", teacher_table(scores)),
@@ -70,7 +73,12 @@ def write_report(
     return write_page(output_dir / "report.html", f"SceneKD: {output_dir.resolve().name}", sections)
 
 
-def report_run(experiment: Any, results: Results, meta: Mapping[str, Any] | None = None) -> Path | None:
+def report_run(
+    experiment: Any,
+    results: Results,
+    meta: Mapping[str, Any] | None = None,
+    figures: Mapping[str, bytes] | None = None,
+) -> Path | None:
     """The report of a finished run; called after ``results.json`` is written.
 
     What fails costs nothing but itself: without its pictures the report is still written, without a report
@@ -80,6 +88,7 @@ def report_run(experiment: Any, results: Results, meta: Mapping[str, Any] | None
     Args:
         experiment: a :class:`scenekd.experiment.Experiment`.
         meta: by default what ``OUTPUT_DIR/results.json`` says.
+        figures: as in :func:`write_report`.
     """
     if not experiment.is_main:
         return None
@@ -94,6 +103,7 @@ def report_run(experiment: Any, results: Results, meta: Mapping[str, Any] | None
             meta=_meta_of(output_dir) if meta is None else meta,
             lines=read_metrics(path) if path.is_file() else [],
             panels=_attempt("pictures of test images", output_dir, draw) or (),
+            figures=figures,
         )
 
     def draw() -> list[Picture]:
@@ -120,6 +130,9 @@ def run_panels(experiment: Any, count: int) -> Iterable[Picture]:
     cfg = experiment.cfg
     if count <= 0 or not cfg.DATASETS.TEST:
         return ()
+    own = hooks_of(cfg).panels(experiment, count)
+    if own is not None:
+        return own
     predictors = {"student": Predictor(experiment.net, cfg, experiment.device)}
     teachers = TeacherViews(cfg, teacher_tasks(cfg))
     return report_panels(predictors, experiment.test_data, teachers=teachers, count=count)

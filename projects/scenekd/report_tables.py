@@ -20,6 +20,7 @@ _PER_CLASS = (
     ("bbox", "AP-", "AP"),
     ("segm", "AP-", "mask AP"),
     ("classification", "ACC-", "accuracy"),
+    ("hidden_object", "TOP1-", "top-1"),
 )
 _NAMES = {
     "pACC": "pixel accuracy",
@@ -28,6 +29,10 @@ _NAMES = {
     "top5": "top-5 accuracy",
     "balanced_accuracy": "balanced accuracy",
     "ECE": "expected calibration error",
+    "mean_rank": "mean rank of the true class",
+    "area": "area under the top-n curve",
+    "top10": "top-10 accuracy",
+    "top1": "top-1 accuracy",
 }
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -38,7 +43,7 @@ def headlines(results: Results) -> list[Markup]:
     tiles = []
     for task, _, _ in _PER_CLASS:
         for name, value in results.get(task, {}).items():
-            if "-" in name or isinstance(value, (list, tuple)):
+            if "-" in name or isinstance(value, (list, tuple, dict)):
                 continue
             note = interval_text(results[task].get(f"{name}_interval"))
             tiles.append(

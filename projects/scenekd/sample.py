@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .hidden import HiddenRegion
 from .masks import masks_from_logits
 from .source_weights import TASKS, SourceWeights
 
@@ -93,6 +94,7 @@ class Sample:
         weights: what the policy chose for this image.
         height, width: size of the un-augmented image.
         file_name: where the image came from.
+        hidden: what was hidden from the image, after everything else was done to it; or None.
     """
 
     image: np.ndarray
@@ -121,6 +123,7 @@ class Sample:
     height: int = 0
     width: int = 0
     file_name: str = ""
+    hidden: HiddenRegion | None = None
 
     def __post_init__(self) -> None:
         if not self.height:
@@ -156,6 +159,8 @@ class Target:
         soft_valid: (h', w') bool, True where ``soft_seg``, or what an online teacher sees, shows a part of the image.
         class_label: of the whole image, or None.
         height, width: size of the un-augmented image, to which predictions are resized.
+        hidden: the box that was hidden from the image, or None. visible (N,) bool, hidden_classes (C,) float32: as in
+            :class:`.hidden.HiddenRegion`; the hole itself is the image's fourth channel.
     """
 
     image_id: str
@@ -183,6 +188,9 @@ class Target:
     box_weights: Tensor | None = None
     doubtful_boxes: Tensor | None = None
     doubtful_scores: Tensor | None = None
+    hidden: int | None = None
+    visible: Tensor | None = None
+    hidden_classes: Tensor | None = None
 
     def labelled_tasks(self) -> set[str]:
         """The tasks that this image has a label for, of ground truth or a teacher, with a weight above 0."""

@@ -22,6 +22,7 @@ HEADLINES = (
     "bbox/AP",
     "segm/AP",
     "classification/accuracy",
+    "hidden_object/top1",
 )  # AP50 is mAP under another name, or a part of AP
 
 Lines = Sequence[Mapping[str, Any]]

@@ -78,13 +78,16 @@ class Mapper:
         return len(self.dataset)
 
     def __call__(self, index: int) -> tuple[Tensor, Target]:
-        """(3, h, w) uint8 RGB and its target.
+        """(3, h, w) uint8 RGB and its target; with a fourth channel, 255 in the hole, where an object is hidden.
 
         Raises:
             BadRecordError: the image is unusable; with ``ON_ERROR: skip`` only if all are.
         """
         sample = self.sample(index)
         image = torch.from_numpy(sample.image).permute(2, 0, 1).contiguous()
+        if sample.hidden is not None:
+            hole = torch.from_numpy(sample.hidden.hole.astype(np.uint8) * 255)
+            image = torch.cat([image, hole[None]])
         return image, self._target(sample)
 
     def sample(self, index: int) -> Sample:
@@ -100,8 +103,12 @@ class Mapper:
                     raise
                 self._note(position, error)
                 continue
-            return self.transforms(sample, draw_rng(self.seed, index))
+            return self._augment(sample, self.dataset.records[position], index)
         raise BadRecordError(f"{self.dataset.name}: none of its {len(self)} images can be read")
+
+    def _augment(self, sample: Sample, record: Record, index: int) -> Sample:
+        """The sample as draw ``index`` shows it; a subclass may do more to it."""
+        return self.transforms(sample, draw_rng(self.seed, index))
 
     @property
     def skipped(self) -> set[str]:
@@ -214,6 +221,7 @@ class Mapper:
             soft_valid = torch.from_numpy(valid)
         elif self.asks_online:
             soft_valid = torch.from_numpy(thin_out(field, self.soft_size)[1])
+        hidden = sample.hidden
         return Target(
             image_id=sample.image_id,
             boxes=torch.from_numpy(sample.boxes),
@@ -240,6 +248,9 @@ class Mapper:
             box_weights=_tensor(sample.box_weights),
             doubtful_boxes=_tensor(sample.doubtful_boxes),
             doubtful_scores=_tensor(sample.doubtful_scores),
+            hidden=None if hidden is None else hidden.place,
+            visible=None if hidden is None else torch.from_numpy(hidden.visible),
+            hidden_classes=None if hidden is None else torch.from_numpy(hidden.classes),
         )
 
 
@@ -259,5 +270,5 @@ def _given(array: np.ndarray | None) -> np.ndarray:
 
 
 def collate(batch: Sequence[tuple[Tensor, Target]]) -> tuple[Tensor, list[Target]]:
-    """(B, 3, H, W) float32 RGB 0…255 and the targets."""
+    """(B, 3, H, W) float32 RGB 0…255 (with a hole: 4 channels) and the targets."""
     return torch.stack([image for image, _ in batch]).float(), [target for _, target in batch]

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from ..errors import BadRecordError
+from ..hidden import HiddenObject
 from .images import image_size, read_sem_seg, voc_palette
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class Record:
         class_label: of the whole image, 0…C−1, or None where it has none.
         pixels: (H, W, 3) uint8 RGB, the image itself where no file holds it alone; ``file_name`` says where it is
             from.
+        hidden: the object that is hidden from the image, where it stands for one case of many of its picture.
     """
 
     image_id: str
@@ -51,6 +53,7 @@ class Record:
     object_masks: Callable[[tuple[int, int]], np.ndarray] | None = None
     class_label: int | None = None
     pixels: np.ndarray | None = None
+    hidden: HiddenObject | None = None
 
     @property
     def has_boxes(self) -> bool:
@@ -75,6 +78,7 @@ class Record:
             "segmentation": self.has_sem_seg,
             "instance_segmentation": self.has_instance_masks,
             "classification": self.has_class_label,
+            "hidden_object": self.hidden is not None,
         }[task]
 
     def size(self) -> tuple[int, int]:

@@ -80,7 +80,7 @@ class PanelEvaluator(DatasetEvaluator):
 
 def framework_evaluators(data: Dataset, cfg: CfgNode, tasks: tuple[str, ...]) -> DatasetEvaluators:
     """SemSegEvaluator and COCOEvaluator for the tasks, on ``data`` registered under a name of its own; ours for
-    classification, which detectron2 does not know."""
+    what detectron2 does not know."""
     objects = [task for task in ("bbox", "segm") if task in tasks]
     name = register_in_detectron2(data, f"scenekd/{data.name}", object_masks="segm" in tasks)
     evaluators: list[DatasetEvaluator] = []
@@ -99,6 +99,7 @@ def framework_evaluators(data: Dataset, cfg: CfgNode, tasks: tuple[str, ...]) ->
         shutil.rmtree(folder, ignore_errors=True)
         coco = COCOEvaluator(name, tasks=tuple(objects), output_dir=str(folder), use_fast_impl=False)
         evaluators.append(_Percent(coco, objects, {"mAP": "AP"}))
-    if "classification" in tasks:
-        evaluators.append(SceneKDEvaluator(Evaluator.from_config(data, cfg, ("classification",))))
+    own = tuple(task for task in ("classification", "hidden_object") if task in tasks)
+    if own:
+        evaluators.append(SceneKDEvaluator(Evaluator.from_config(data, cfg, own)))
     return DatasetEvaluators(evaluators)

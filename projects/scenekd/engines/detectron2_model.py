@@ -10,6 +10,7 @@ from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from torch import Tensor, nn
 
 from ..data.soft import nearest_exact
+from ..models import predict
 from ..sample import Prediction, SourceWeights, Target
 from .keys import BareKeys
 
@@ -38,7 +39,10 @@ class SceneKDMetaArch(BareKeys):
         images = torch.stack([self._image(item) for item in batched_inputs])
         if self.training:
             return self.net(images, [self._target(item).to(self.device) for item in batched_inputs])
-        predictions = self.net(images)
+        told = None
+        if getattr(self.net, "wants_targets", False):
+            told = [self._target(item).to(self.device) for item in batched_inputs]
+        predictions = predict(self.net, images, told)
         return [_output(p, item) for p, item in zip(predictions, batched_inputs)]
 
     def _image(self, item: dict[str, Any]) -> Tensor:

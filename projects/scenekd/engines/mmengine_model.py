@@ -10,6 +10,7 @@ from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from torch import Tensor, nn
 
+from ..models import predict
 from ..sample import Prediction, SourceWeights, Target
 from .keys import BareKeys
 from .mmengine_data import image_id_of
@@ -61,7 +62,8 @@ class SceneKDModel(BareKeys, BaseModel):
         if mode != "predict":
             raise ValueError(f"mode must be loss, predict or tensor, got {mode!r}")
         samples = data_samples or [SegDataSample() for _ in inputs]
-        predictions = self.net(inputs)
+        told = [sample for sample in samples if isinstance(sample, Target)]
+        predictions = predict(self.net, inputs, told)
         return [to_sample(p, s, inputs.shape[-2:]) for p, s in zip(predictions, samples)]
 
 

@@ -82,6 +82,7 @@ def _finish(
     cfg = experiment.cfg
     skipped = experiment.skipped
     skipped.share()
+    figures = experiment.hooks.complete(experiment, results) if experiment.is_main and results else {}
     data = {}
     if experiment.is_main and trained:
         data["train"] = skipped.describe("train", experiment.train_data, cfg.DATASETS.TRAIN)
@@ -96,7 +97,7 @@ def _finish(
         write_results(path, results, describe_run(cfg, engine, **more, **data))
         print(summary_line(results))
     if trained:
-        report_run(experiment, results)
+        report_run(experiment, results, figures=figures)
     if experiment.is_main:
         check_expected(cfg, results)
 
@@ -115,6 +116,7 @@ _HEADLINES = {
     "bbox": ("mAP", "AP50"),
     "segm": ("AP", "AP50"),
     "classification": ("accuracy", "top5"),
+    "hidden_object": ("top1", "top5", "mean_rank"),
 }
 
 

@@ -24,17 +24,19 @@ from .classification import ClassificationRecords
 from .coco_api import CocoRecords, CocoTruth
 from .detection import DetectionRecords
 from .error_analysis import ErrorRecords
+from .hidden_objects import HiddenObjectRecords
 from .image_records import ImageRecords
 from .mask_records import MaskRecords
 from .semantic import SegmentationRecords
 
 ERRORS = "bbox_errors"  # beside the tasks: what the wrong boxes are
-TASKS = ("sem_seg", "bbox", "segm", "classification")
+TASKS = ("sem_seg", "bbox", "segm", "classification", "hidden_object")
 METRIC_OF = {
     "detection": "bbox",
     "segmentation": "sem_seg",
     "instance_segmentation": "segm",
     "classification": "classification",
+    "hidden_object": "hidden_object",
 }
 _HAS = {task: name for name, task in METRIC_OF.items()} | {ERRORS: "detection"}
 BOX_METRICS = ("voc", "voc07", "coco")
@@ -119,11 +121,13 @@ class Evaluator:
         )
         self._objects = MaskRecords(classes, self.mask_truth)
         self._whole = ClassificationRecords(classes)
+        self._hidden = HiddenObjectRecords(classes)
         every: dict[str, ImageRecords[Any]] = {
             "sem_seg": self._masks,
             "bbox": self._boxes,
             "segm": self._objects,
             "classification": self._whole,
+            "hidden_object": self._hidden,
         }
         self._records = {task: every[task] for task in self.tasks}
         self._errors = ErrorRecords(classes)
@@ -160,7 +164,7 @@ class Evaluator:
             boxes, labels, scores: (N, 4) xyxy pixels of the original image, (N,), (N,).
             masks: (N, H, W) bool of the boxes, at the original size.
             sem_seg: (H, W) class indices at the original size.
-            class_scores: (C,) logits of the whole image.
+            class_scores: (C,) logits of the whole image, or of the object that is hidden from it.
 
         Raises:
             ValueError: no such image in the data set.
@@ -184,6 +188,8 @@ class Evaluator:
                 self._add_mask(image_id, to_numpy(sem_seg))
             if class_scores is not None and "classification" in self.tasks and record.class_label is not None:
                 self._whole.add(image_id, class_scores, record.class_label)
+            if class_scores is not None and "hidden_object" in self.tasks and record.hidden is not None:
+                self._hidden.add(image_id, class_scores, record.hidden)
         except ValueError as error:
             raise UserError(f"prediction for image {image_id}: {error}") from None
 

@@ -28,6 +28,17 @@ def top_n_accuracy(scores: np.ndarray | Tensor, labels: np.ndarray | Tensor) -> 
     Raises:
         ValueError: no cases, shapes that disagree, a score that is not finite, a label out of range.
     """
+    # Equal pairs are counted first, so that constant scores give n / C without rounding.
+    pairs, counts = np.unique(true_ranks(scores, labels), axis=0, return_counts=True)
+    num_cases, num_classes = to_numpy(scores).shape
+    return (counts / num_cases) @ chances_within(pairs, num_classes)
+
+
+def true_ranks(scores: np.ndarray | Tensor, labels: np.ndarray | Tensor) -> np.ndarray:
+    """(N, 2) int64: how many classes are scored above the true one, and how many equal to it, itself counted.
+
+    Args and errors: as of :func:`top_n_accuracy`.
+    """
     values, truth = to_numpy(scores), to_numpy(labels)
     if values.ndim != 2 or truth.shape != values.shape[:1]:
         raise ValueError(f"scores (N, C) and labels (N,) disagree: {values.shape}, {truth.shape}")
@@ -40,9 +51,15 @@ def top_n_accuracy(scores: np.ndarray | Tensor, labels: np.ndarray | Tensor) -> 
         raise ValueError(f"labels must be whole numbers in 0…{num_classes - 1}")
     true_scores = np.take_along_axis(values, truth[:, None].astype(np.int64), axis=1)
     above = (values > true_scores).sum(axis=1)
-    tied = (values == true_scores).sum(axis=1)  # counts the true class itself
-    # Equal (above, tied) pairs are counted first, so that constant scores give n / C without rounding.
-    pairs, counts = np.unique(np.stack([above, tied], axis=1), axis=0, return_counts=True)
-    ranks = np.arange(1, num_classes + 1)
-    within = np.clip((ranks - pairs[:, :1]) / pairs[:, 1:], 0, 1)
-    return (counts / len(values)) @ within
+    tied = (values == true_scores).sum(axis=1)
+    return np.stack([above, tied], axis=1)
+
+
+def chances_within(ranks: np.ndarray, num_classes: int) -> np.ndarray:
+    """(N, C): entry n − 1 is the chance that the true class is among the first n, ties broken at random.
+
+    Args:
+        ranks: (N, 2), see :func:`true_ranks`.
+    """
+    first_n = np.arange(1, num_classes + 1)
+    return np.clip((first_n - ranks[:, :1]) / ranks[:, 1:], 0, 1)

@@ -1,0 +1,160 @@
+"""From a data set with boxes to cases with one hidden object each.
+
+Training draws an image, augments it, and hides one of its objects; all of it follows from (seed, draw index).
+Evaluation takes every object once: :func:`enumerate_objects` makes one record of each, ``<image id>#<place>``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+from fvcore.common.config import CfgNode
+
+from scenekd.data.holes import areas, covered_shares, extents
+from scenekd.data.mapper import Mapper, no_crowd
+from scenekd.data.records import Dataset, Record
+from scenekd.data.transforms import build_transforms
+from scenekd.errors import UserError
+from scenekd.hidden import HiddenObject
+from scenekd.sample import Sample
+from scenekd.sampling import STREAM_HIDE, draw_rng
+
+from .config import KEY
+from .hiding import Hider, stable_number
+from .truth import scene_types
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_data(dataset: Dataset, cfg: CfgNode, *, train: bool) -> Dataset:
+    """The data set without images in which nothing can be hidden, which are counted in the log. For evaluation, and
+    with ``DRAW object`` for training, one record for each object that can be hidden.
+
+    Raises:
+        UserError: nothing can be hidden in any image.
+    """
+    hider = Hider.from_config(cfg)
+    cases = enumerate_objects(dataset, hider, cfg.INPUT.SIZE)
+    pictures = {case.hidden.picture for case in cases if case.hidden is not None}
+    left_out = len(dataset) - len(pictures)
+    if not cases:
+        raise UserError(
+            f"{dataset.name}: no image has an object that can be hidden; raise {KEY}.MASK.MAX_AREA, or choose a data "
+            "set with boxes"
+        )
+    if left_out:
+        logger.info(
+            "%s: %d of %d images have no object that can be hidden (%s.MASK), and are left out",
+            dataset.name,
+            left_out,
+            len(dataset),
+            KEY,
+        )
+    if train and cfg.MODEL.BLINDNET.MASK.DRAW == "image":
+        cases = [record for record in dataset.records if record.image_id in pictures]
+    return dataclasses.replace(dataset, records=cases)
+
+
+def enumerate_objects(dataset: Dataset, hider: Hider, side: int) -> list[Record]:
+    """One record for each object that can be hidden, in the order of the data set.
+
+    Args:
+        side: of the network's square input, on which areas are measured.
+    """
+    scenes = scene_types(dataset)
+    cases = []
+    for record in dataset.records:
+        if record.boxes is None or record.labels is None or not len(record.boxes):
+            continue
+        height, width = record.size()
+        boxes = record.boxes * np.array([side / width, side / height] * 2, np.float32)
+        difficult = np.zeros(len(boxes), bool) if record.difficult is None else record.difficult
+        single = no_crowd(record)
+        allowed = hider.admissible(boxes[single], difficult[single], (side, side))
+        for place, shapes in zip(np.flatnonzero(single), allowed.T):
+            if not shapes.any():
+                continue
+            key = f"{record.image_id}#{place}"
+            rows = np.flatnonzero(shapes)
+            shape = hider.shapes[rows[stable_number(key) % len(rows)]]
+            bounds = extents(boxes[place][None], shape, (side, side), hider.margin)
+            others = np.delete(boxes, place, axis=0)[np.delete(single, place)]
+            seen = covered_shares(bounds[0], others) <= hider.others_covered
+            hidden = HiddenObject(
+                picture=record.image_id,
+                place=int(place),
+                label=int(record.labels[place]),
+                shape=shape,
+                ratio=float(areas(bounds)[0] / side**2),
+                visible=int(seen.sum()),
+                scene=scenes.get(record.image_id, ""),
+            )
+            cases.append(dataclasses.replace(record, image_id=key, hidden=hidden))
+    return cases
+
+
+def class_shares(dataset: Dataset, by: str = "objects") -> np.ndarray:
+    """(C,) share of each class among all objects of a data set, each picture counted once.
+
+    Args:
+        by: ``objects``, or ``pixels``: of the area of their boxes, relative to their pictures.
+    """
+    total = np.zeros(len(dataset.classes))
+    pictures = {record.file_name: record for record in dataset.records}
+    for record in pictures.values():
+        if record.boxes is None or record.labels is None:
+            continue
+        single = no_crowd(record)
+        weights = np.ones(int(single.sum()))
+        if by == "pixels":
+            weights = areas(record.boxes[single]) / float(np.prod(record.size()))
+        np.add.at(total, record.labels[single], weights)
+    return total / max(total.sum(), 1e-12)
+
+
+class HidingMapper(Mapper):
+    """Maps a draw to a picture with one object hidden, whose fourth channel is the hole.
+
+    Args:
+        dataset: of :func:`prepare_data`.
+        options: of :class:`scenekd.data.mapper.Mapper`.
+    """
+
+    def __init__(self, dataset: Dataset, cfg: CfgNode, *, train: bool, **options: Any) -> None:
+        self.hider = Hider.from_config(cfg)
+        options["instance_masks"] = "segment" in self.hider.shapes
+        super().__init__(dataset, cfg, train=train, **options)
+        self._plain = build_transforms(cfg, train=False)
+        self._batch = cfg.SOLVER.IMS_PER_BATCH
+        self._last: tuple[str, Sample] | None = None
+
+    def _augment(self, sample: Sample, record: Record, index: int) -> Sample:
+        if not self.train:
+            return self._hide_case(super()._augment(sample, record, index), record)
+        rng = draw_rng(self.seed, index, STREAM_HIDE)
+        moved = super()._augment(sample, record, index)
+        chosen = self.hider.choose(moved, rng)
+        if chosen is None:  # the crop has left nothing that can be hidden; the whole picture has something
+            moved = self._plain(sample, draw_rng(self.seed, index))
+            chosen = self.hider.choose(moved, rng)
+            assert chosen is not None
+        return self.hider.hide(moved, *chosen, rng, self.hider.share(index // self._batch))
+
+    def _hide_case(self, sample: Sample, record: Record) -> Sample:
+        """An evaluation's case: what is drawn follows from its name alone."""
+        case = record.hidden
+        assert case is not None
+        place = int(no_crowd(record)[: case.place].sum())
+        rng = draw_rng(self.seed, stable_number(record.image_id), STREAM_HIDE)
+        return self.hider.hide(sample, place, case.shape, rng)
+
+    def _read(self, record: Record, index: int) -> Sample:
+        """As the base class; the cases of one picture follow one another, so an evaluation reads it once."""
+        if self.train or record.hidden is None:
+            return super()._read(record, index)
+        if self._last is None or self._last[0] != record.file_name:
+            self._last = record.file_name, super()._read(record, index)
+        return dataclasses.replace(self._last[1], image_id=record.image_id)

@@ -1,0 +1,160 @@
+"""Which object may be hidden, and hiding it.
+
+N: boxes; S: shapes; H, W: the network input, on which everything here happens: the picture is hidden after it was
+augmented and resized, so that no interpolation carries an object's pixels out of its hole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from fvcore.common.config import CfgNode
+
+from scenekd.data.geometry import identity_coordinates
+from scenekd.data.holes import (
+    FILLS,
+    SHAPES,
+    areas,
+    covered_shares,
+    draw_hole,
+    extents,
+    fill_hole,
+    hole_shares,
+)
+from scenekd.data.instance_masks import sample_masks
+from scenekd.errors import UserError
+from scenekd.hidden import HiddenRegion
+from scenekd.sample import Sample
+from scenekd.teachers.options import our_classes
+
+from .config import KEY
+
+OTHERS = ("keep", "skip", "multi_label")
+DRAWS = ("image", "object")
+
+
+@dataclass(frozen=True)
+class Hider:
+    """The rules of ``MODEL.BLINDNET.MASK``, see :func:`.config.add_blindnet_config` for what its keys mean.
+
+    Attributes:
+        num_classes: C. shapes … difficult: the keys of these names. start, steps: of the curriculum.
+    """
+
+    num_classes: int
+    shapes: tuple[str, ...] = ("box",)
+    fill: str = "zero"
+    margin: int = 0
+    max_area: float = 0.5
+    others: str = "keep"
+    others_covered: float = 0.5
+    difficult: bool = True
+    start: float = 1.0
+    steps: int = 0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Hider:
+        """From ``cfg.MODEL.BLINDNET.MASK``.
+
+        Raises:
+            UserError: a value out of its range.
+        """
+        mask = cfg.MODEL.BLINDNET.MASK
+        choices: list[tuple[str, str, tuple[str, ...]]]
+        choices = [("SHAPES", name, SHAPES) for name in mask.SHAPES or ("",)]
+        choices += [("FILL", mask.FILL, FILLS), ("OTHERS", mask.OTHERS, OTHERS), ("DRAW", mask.DRAW, DRAWS)]
+        for key, value, known in choices:
+            if value not in known:
+                raise UserError(f"{KEY}.MASK.{key}: {value!r} is none of {', '.join(known)}")
+        for key in ("MAX_AREA", "PARTIAL_START"):
+            if not 0 < mask[key] <= 1:
+                raise UserError(f"{KEY}.MASK.{key}: {mask[key]} is no share above 0, up to 1")
+        if not 0 <= mask.OTHERS_COVERED <= 1:
+            raise UserError(f"{KEY}.MASK.OTHERS_COVERED: {mask.OTHERS_COVERED} is no share between 0 and 1")
+        for key in ("MARGIN", "PARTIAL_ITERS"):
+            if mask[key] < 0:
+                raise UserError(f"{KEY}.MASK.{key}: {mask[key]}; it must be at least 0")
+        return cls(
+            len(our_classes(cfg)),
+            shapes=tuple(mask.SHAPES),
+            fill=mask.FILL,
+            margin=mask.MARGIN,
+            max_area=mask.MAX_AREA,
+            others=mask.OTHERS,
+            others_covered=mask.OTHERS_COVERED,
+            difficult=mask.DIFFICULT,
+            start=mask.PARTIAL_START,
+            steps=mask.PARTIAL_ITERS,
+        )
+
+    def share(self, iteration: int) -> float:
+        """The share of a hole's bounds that is covered in a training iteration (0-based)."""
+        if iteration >= self.steps:
+            return 1.0
+        return self.start + (1 - self.start) * iteration / self.steps
+
+    def admissible(self, boxes: np.ndarray, difficult: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """(S, N) bool: which object may be hidden, by a hole of which shape.
+
+        Args:
+            boxes: (N, 4) in a picture of ``size`` (H, W). difficult: (N,) bool.
+        """
+        allowed = np.zeros((len(self.shapes), len(boxes)), bool)
+        for row, shape in enumerate(self.shapes):
+            bounds = extents(boxes, shape, size, self.margin)
+            allowed[row] = (areas(bounds) > 0) & (areas(bounds) <= self.max_area * size[0] * size[1])
+            if self.others == "skip":
+                covered = covered_shares(bounds, boxes) > self.others_covered
+                np.fill_diagonal(covered, False)
+                allowed[row] &= ~covered.any(axis=1)
+        return allowed if self.difficult else allowed & ~difficult
+
+    def choose(self, sample: Sample, rng: np.random.Generator) -> tuple[int, str] | None:
+        """An object of a sample, and the shape of its hole, at random: any shape that has a candidate, then any of its
+        candidates; None where there is none."""
+        size = sample.image.shape[:2]
+        allowed = self.admissible(sample.boxes, sample.difficult, (size[0], size[1]))
+        rows = np.flatnonzero(allowed.any(axis=1))
+        if not len(rows):
+            return None
+        row = rng.choice(rows)
+        return int(rng.choice(np.flatnonzero(allowed[row]))), self.shapes[row]
+
+    def hide(
+        self, sample: Sample, place: int, shape: str, rng: np.random.Generator, share: float = 1.0
+    ) -> Sample:
+        """The sample without its object ``place``; its own arrays stay as they are.
+
+        Args:
+            share: of the hole's bounds that is covered.
+        """
+        size = (sample.image.shape[0], sample.image.shape[1])
+        segment = self._segment(sample, place, size) if shape == "segment" else None
+        hole = draw_hole(
+            sample.boxes[place], shape, size, rng, margin=self.margin, segment=segment, share=share
+        )
+        covered = hole_shares(hole, sample.boxes) > self.others_covered
+        covered[place] = True
+        classes = np.zeros(self.num_classes, np.float32)
+        classes[sample.labels[covered] if self.others == "multi_label" else sample.labels[place]] = 1
+        return dataclasses.replace(
+            sample,
+            image=fill_hole(sample.image, hole, self.fill, rng),
+            masks=None,
+            hidden=HiddenRegion(hole, place, ~covered, classes),
+        )
+
+    @staticmethod
+    def _segment(sample: Sample, place: int, size: tuple[int, int]) -> np.ndarray | None:
+        if sample.masks is None:
+            return None
+        field = sample.coordinates if sample.coordinates is not None else identity_coordinates(*size)
+        return np.asarray(sample_masks(sample.masks[place][None], field)[0] == 1)
+
+
+def stable_number(key: str) -> int:
+    """A number that follows from a name alone, for choices that must not depend on the order of a list."""
+    return zlib.crc32(key.encode())
