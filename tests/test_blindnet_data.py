@@ -12,7 +12,7 @@ from blindnet_parts import CLASSES, blind_config, dataset, picture
 from blindnet.data import HidingMapper, class_shares, enumerate_objects, prepare_data
 from blindnet.hiding import Hider
 from blindnet.references import reference_results
-from blindnet.truth import oracle_scores
+from blindnet.truth import oracle_probabilities
 from scenekd.data.catalog import load_datasets
 from scenekd.data.instance_masks import ObjectMap
 from scenekd.errors import UserError
@@ -194,7 +194,7 @@ def test_the_oracle_is_the_generators_posterior(scenes) -> None:
     """Probabilities of every case, in the order of DATASETS.CLASSES; each oracle knows more than the one after it."""
     cfg = blind_config("DATASETS.ROOT", scenes)
     cases = prepare_data(load_datasets(("voc_main_val",), cfg, train=False), cfg, train=False)
-    table = oracle_scores(cases, "given_scene_and_box")
+    table = oracle_probabilities(cases)["oracle"]
     assert table.shape == (len(cases), 10)
     np.testing.assert_allclose(table.sum(axis=1), 1, atol=1e-4)
     assert {record.hidden.scene for record in cases.records} <= {
@@ -207,18 +207,20 @@ def test_the_oracle_is_the_generators_posterior(scenes) -> None:
     }
     reverse = blind_config("DATASETS.ROOT", scenes, "DATASETS.CLASSES", CLASSES[::-1])
     turned = prepare_data(load_datasets(("voc_main_val",), reverse, train=False), reverse, train=False)
-    np.testing.assert_array_equal(oracle_scores(turned, "given_scene_and_box"), table[:, ::-1])
+    np.testing.assert_array_equal(oracle_probabilities(turned)["oracle"], table[:, ::-1])
     found = reference_results(cases, np.full(10, 0.1))
     assert found["class_prior"]["top1"] == pytest.approx(10)
     assert found["oracle"]["top1"] > found["oracle_without_box"]["top1"] > found["class_prior"]["top1"]
     more = blind_config("DATASETS.ROOT", scenes, "DATASETS.CLASSES", (*CLASSES, "zebra"))
     wider = prepare_data(load_datasets(("voc_main_val",), more, train=False), more, train=False)
-    assert oracle_scores(wider, "given_scene") is None  # the generator knows nothing of that class
+    assert oracle_probabilities(wider) == {}  # the generator knows nothing of that class
 
 
 def test_real_pictures_have_no_oracle() -> None:
     pool = dataset(picture("a", [(3, LEFT)]))
-    assert oracle_scores(prepare_data(pool, _plain(), train=False), "given_scene") is None
+    assert oracle_probabilities(prepare_data(pool, _plain(), train=False)) == {}
+    with pytest.raises(UserError, match="DATASETS.CLASSES"):
+        prepare_data(pool, _plain("DATASETS.CLASSES", CLASSES[:5]), train=False)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from scenekd.errors import UserError
 from scenekd.hidden import HiddenObject
 from scenekd.sample import Sample
 from scenekd.sampling import STREAM_HIDE, draw_rng
+from scenekd.teachers.options import our_classes
 
 from .config import KEY
 from .hiding import Hider, stable_number
@@ -34,8 +35,13 @@ def prepare_data(dataset: Dataset, cfg: CfgNode, *, train: bool) -> Dataset:
     with ``DRAW object`` for training, one record for each object that can be hidden.
 
     Raises:
-        UserError: nothing can be hidden in any image.
+        UserError: nothing can be hidden in any image, or its classes are not those of the network.
     """
+    if dataset.classes != our_classes(cfg):
+        raise UserError(
+            f"{dataset.name}: has {len(dataset.classes)} classes, the network {len(our_classes(cfg))}; "
+            "set DATASETS.CLASSES to the data set's"
+        )
     hider = Hider.from_config(cfg)
     cases = enumerate_objects(dataset, hider, cfg.INPUT.SIZE)
     pictures = {case.hidden.picture for case in cases if case.hidden is not None}

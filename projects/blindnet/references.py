@@ -20,7 +20,7 @@ from scenekd.evaluation.hidden_objects import HiddenObjectRecords
 from scenekd.visualize_curves import COLOURS, png
 
 from .config import KEY
-from .truth import ORACLES, oracle_scores
+from .truth import oracle_probabilities
 
 Summary = dict[str, Any]
 _SMALLEST = 1e-9  # probability; a class that cannot be is last, and its logarithm finite
@@ -51,10 +51,8 @@ def reference_results(dataset: Dataset, class_shares: np.ndarray, **options: int
         class_shares: (C,) of the training objects. options: of :func:`score_cases`.
     """
     results = {"class_prior": score_cases(dataset, class_shares, **options)}
-    for name, given in ORACLES.items():
-        known = oracle_scores(dataset, given)
-        if known is not None:
-            results[name] = score_cases(dataset, known, **options)
+    for name, known in oracle_probabilities(dataset).items():
+        results[name] = score_cases(dataset, known, **options)
     return results
 
 

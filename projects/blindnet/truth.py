@@ -41,18 +41,19 @@ def scene_types(dataset: Dataset) -> dict[str, str]:
     return {image_id: record["scene"] for image_id, record in scene_records(dataset).items()}
 
 
-def oracle_scores(dataset: Dataset, given: str) -> np.ndarray | None:
-    """The true class probabilities of every case, (N, C); None where they are not known.
+def oracle_probabilities(dataset: Dataset) -> dict[str, np.ndarray]:
+    """The true class probabilities of every case, (N, C), by the names of :data:`ORACLES`; empty where they are not
+    known.
 
     Args:
-        dataset: of cases, see :func:`.data.enumerate_objects`. given: a value of :data:`ORACLES`.
+        dataset: of cases, see :func:`.data.enumerate_objects`.
     """
     known = scene_records(dataset)
     cases = [record.hidden for record in dataset.records if record.hidden is not None]
     if not cases or any(case.picture not in known for case in cases):
-        return None
-    if set(dataset.classes) != set(SCENES_CLASSES):  # it knows nothing of another class
-        return None
+        return {}
+    if set(dataset.classes) != set(SCENES_CLASSES):  # the generator knows nothing of another class
+        return {}
     columns = [SCENES_CLASSES.index(name) for name in dataset.classes]
-    rows = [known[case.picture]["objects"][case.place][given] for case in cases]
-    return np.asarray(rows)[:, columns]
+    objects = [known[case.picture]["objects"][case.place] for case in cases]
+    return {name: np.asarray([one[given] for one in objects])[:, columns] for name, given in ORACLES.items()}

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
 from scipy.special import softmax
 from torch import Tensor
 
-from .arrays import defined_mean, to_numpy
+from .arrays import class_logits, defined_mean, group_matrix
 from .calibration import BINS, bin_of
 from .image_records import ImageRecords
 from .ranking import top_n_accuracy
@@ -50,9 +49,7 @@ class ClassificationRecords(ImageRecords[Scored]):
         """
         if image_id in self._records:
             return
-        logits = to_numpy(scores).astype(np.float64)
-        if logits.shape != (len(self.classes),):
-            raise ValueError(f"class_scores are {logits.shape}, there are {len(self.classes)} classes")
+        logits = class_logits(scores, len(self.classes))
         top = top_n_accuracy(logits[None], np.array([label]))
         confidence = min(float(softmax(logits).max()), 1.0)
         self._records[image_id] = Scored(
@@ -86,8 +83,8 @@ class _Statistic:
         label, predicted, confidence, self._top5 = (np.array(column) for column in zip(*records))
         self._right = (label == predicted).astype(np.float64)
         self._gap = self._right - confidence
-        self._by_class = _groups(label, num_classes)
-        self._by_bin = _groups(bin_of(confidence), BINS)
+        self._by_class = group_matrix(label, num_classes)
+        self._by_bin = group_matrix(bin_of(confidence), BINS)
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
         weights = weights.astype(np.float64)
@@ -101,9 +98,3 @@ class _Statistic:
             np.abs(self._by_bin @ (weights * self._gap).T).sum(axis=0) / total,
         )
         return np.concatenate([np.stack(columns, axis=1), of_class], axis=1)
-
-
-def _groups(places: np.ndarray, count: int) -> sparse.csr_array:
-    """(count, I), 1 where an image belongs to a group."""
-    ones = np.ones(len(places))
-    return sparse.csr_array((ones, (places, np.arange(len(places)))), shape=(count, len(places)))

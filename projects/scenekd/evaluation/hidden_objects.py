@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
 from scipy.special import softmax
 from torch import Tensor
 
 from ..hidden import HiddenObject
-from .arrays import defined_mean, to_numpy
+from .arrays import class_logits, defined_mean, group_matrix
 from .calibration import BINS, bin_of
 from .image_records import ImageRecords
 from .ranking import chances_within, true_ranks
@@ -54,9 +53,7 @@ class HiddenObjectRecords(ImageRecords[Ranked]):
         """
         if image_id in self._records:
             return
-        logits = to_numpy(scores).astype(np.float64)
-        if logits.shape != (len(self.classes),):
-            raise ValueError(f"class_scores are {logits.shape}, there are {len(self.classes)} classes")
+        logits = class_logits(scores, len(self.classes))
         above, tied = true_ranks(logits[None], np.array([case.label]))[0]
         self._records[image_id] = Ranked(case, int(above), int(tied), min(float(softmax(logits).max()), 1.0))
 
@@ -107,13 +104,13 @@ class _Statistic:
         ranks = np.array([(record.above, record.tied) for record in records])
         pairs, pair = np.unique(ranks, axis=0, return_inverse=True)
         self._within = chances_within(pairs, num_classes)
-        self._by_pair = _groups(pair.reshape(-1), len(pairs))
+        self._by_pair = group_matrix(pair.reshape(-1), len(pairs))
         self._right = self._within[pair.reshape(-1), 0]
         self._rank = ranks[:, 0] + (ranks[:, 1] + 1) / 2
         confidence = np.array([record.confidence for record in records])
         self._gap = self._right - confidence
-        self._by_class = _groups(np.array([record.case.label for record in records]), num_classes)
-        self._by_bin = _groups(bin_of(confidence), BINS)
+        self._by_class = group_matrix(np.array([record.case.label for record in records]), num_classes)
+        self._by_bin = group_matrix(bin_of(confidence), BINS)
         self._tops = [min(n, num_classes) - 1 for n in TOPS]
 
     def __call__(self, weights: np.ndarray) -> np.ndarray:
@@ -129,12 +126,6 @@ class _Statistic:
             curve.mean(axis=1),
         ]
         return np.concatenate([np.stack(columns, axis=1), curve[:, self._tops], of_class, curve], axis=1)
-
-
-def _groups(places: np.ndarray, count: int) -> sparse.csr_array:
-    """(count, N), 1 where a case belongs to a group."""
-    ones = np.ones(len(places))
-    return sparse.csr_array((ones, (places, np.arange(len(places)))), shape=(count, len(places)))
 
 
 def _group_table(records: Sequence[Ranked], num_classes: int) -> dict[str, dict[str, dict[str, float]]]:
