@@ -57,6 +57,7 @@ def test_a_run_scores_and_reports(config, engine) -> None:
     saved = json.loads((folder / "results.json").read_text())
     own = saved["hidden_object"]
     assert len(own["top_n"]) == 10 and own["top_n"][-1] == pytest.approx(100)
+    assert own["pictures_left_out"] == 0
     assert own["objects"] == saved["meta"]["test"]["images"] > own["pictures"] == 6
     assert {"class_prior", "oracle"} <= saved.keys() and set(own["groups"]) == {
         "ratio",

@@ -36,6 +36,7 @@ class BlindNetHooks(Hooks):
         if own is None:
             return {}
         cfg = experiment.cfg
+        own["pictures_left_out"] = len(experiment.test_images) - own["pictures"]
         compared = read_compared(cfg, len(own["top_n"]))
         shares = experiment.net.class_shares.cpu().numpy()  # type: ignore[operator]
         found = reference_results(experiment.test_data, shares, bootstrap=cfg.TEST.BOOTSTRAP, seed=cfg.SEED)

@@ -67,20 +67,21 @@ class Experiment:
     # Data ---------------------------------------------------------------------------------------------------
 
     @functools.cached_property
-    def _test_images(self) -> Dataset:
+    def test_images(self) -> Dataset:
+        """The images of ``DATASETS.TEST``."""
         return load_datasets(self.cfg.DATASETS.TEST, self.cfg, train=False)
 
     @functools.cached_property
     def test_data(self) -> Dataset:
-        """The images of ``DATASETS.TEST``, or the cases that the system makes of them."""
-        return self.hooks.prepare_data(self._test_images, self.cfg, train=False)
+        """What is evaluated: :attr:`test_images`, or the cases that the system makes of them."""
+        return self.hooks.prepare_data(self.test_images, self.cfg, train=False)
 
     @functools.cached_property
     def train_data(self) -> Dataset:
         """The images of ``DATASETS.TRAIN``; none of them stands in the test set, unless allowed."""
         data = load_datasets(self.cfg.DATASETS.TRAIN, self.cfg, train=True)
         if self.cfg.DATASETS.TEST and not self.cfg.DATASETS.ALLOW_OVERLAP:
-            assert_disjoint(data, self._test_images)
+            assert_disjoint(data, self.test_images)
         return self.hooks.prepare_data(data, self.cfg, train=True)
 
     @functools.cached_property
