@@ -150,8 +150,9 @@ def test_segments_follow_the_picture(scenes) -> None:
         "DATASETS.ROOT", scenes, f"{MASK}.SHAPES", ("segment",), "INPUT.FLIP_PROB", 1.0, "INPUT.SIZE", 96
     )
     data = load_datasets(("voc_seg_train",), cfg, train=True)
-    assert isinstance(data.records[0].object_masks, ObjectMap)
+    assert isinstance(data.records[0].object_masks, ObjectMap) and data.records[0].has_sem_seg
     mapper = HidingMapper(prepare_data(data, cfg, train=True), cfg, train=True)
+    assert mapper(0)[1].sem_seg is None  # nothing is learnt from it, so it is not read
     for index in range(6):
         image, target = mapper(index)
         rows, columns = (image[3] > 0).nonzero(as_tuple=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def prepare_data(dataset: Dataset, cfg: CfgNode, *, train: bool) -> Dataset:
             KEY,
         )
     if train and cfg.MODEL.BLINDNET.MASK.DRAW == "image":
-        cases = [record for record in dataset.records if record.image_id in pictures]
+        cases = [record for record in without_masks(dataset.records) if record.image_id in pictures]
     return dataclasses.replace(dataset, records=cases)
 
 
@@ -72,7 +73,7 @@ def enumerate_objects(dataset: Dataset, hider: Hider, side: int) -> list[Record]
     """
     scenes = scene_types(dataset)
     cases = []
-    for record in dataset.records:
+    for record in without_masks(dataset.records):
         if record.boxes is None or record.labels is None or not len(record.boxes):
             continue
         height, width = record.size()
@@ -100,6 +101,12 @@ def enumerate_objects(dataset: Dataset, hider: Hider, side: int) -> list[Record]
             )
             cases.append(dataclasses.replace(record, image_id=key, hidden=hidden))
     return cases
+
+
+def without_masks(records: Iterable[Record]) -> Iterator[Record]:
+    """The records without their semantic masks, which nothing here is learnt from, and which are slow to read."""
+    for record in records:
+        yield dataclasses.replace(record, sem_seg_file=None, segmentation=None)
 
 
 def class_shares(dataset: Dataset, by: str = "objects") -> np.ndarray:

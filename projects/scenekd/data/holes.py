@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 
 from .geometry import MEAN_COLOUR
+from .scenes_files import tight_box
 
 SHAPES = ("box", "square", "circle", "blob", "segment")
 FILLS = ("zero", "mean", "noise", "blur", "inpaint")
@@ -176,12 +177,20 @@ def fill_hole(image: np.ndarray, hole: np.ndarray, fill: str, rng: np.random.Gen
     if fill == "inpaint":
         return cv2.inpaint(image, hole.astype(np.uint8), _INPAINT_RADIUS, cv2.INPAINT_TELEA)
     shown = image.copy()
+    if not hole.any():
+        return shown
+    x1, y1, x2, y2 = tight_box(hole)
+    window = np.s_[y1:y2, x1:x2]  # a mask of the whole picture would be slower than all the rest
+    inside = hole[window]
     if fill == "noise":
-        shown[hole] = rng.integers(0, 256, (int(hole.sum()), 3), dtype=np.uint8)
+        shown[window][inside] = rng.integers(0, 256, (int(inside.sum()), 3), dtype=np.uint8)
     elif fill == "blur":
-        rows, columns = np.flatnonzero(hole.any(axis=1)), np.flatnonzero(hole.any(axis=0))
-        side = max(np.ptp(rows), np.ptp(columns)) + 1 if len(rows) else 1
-        shown[hole] = cv2.GaussianBlur(image, (0, 0), max(1.0, _BLUR * float(side)))[hole]
+        sigma = max(1.0, _BLUR * max(x2 - x1, y2 - y1))
+        shown[window][inside] = cv2.GaussianBlur(image, (0, 0), sigma)[window][inside]
     else:
-        shown[hole] = MEAN_COLOUR if fill == "mean" else 0
+        colour = MEAN_COLOUR if fill == "mean" else (0, 0, 0)
+        if inside.all():
+            shown[window] = colour
+        else:
+            shown[window][inside] = colour
     return shown

@@ -84,11 +84,12 @@ class Mapper:
             BadRecordError: the image is unusable; with ``ON_ERROR: skip`` only if all are.
         """
         sample = self.sample(index)
-        image = torch.from_numpy(sample.image).permute(2, 0, 1).contiguous()
+        channels = 3 if sample.hidden is None else 4
+        pixels = np.empty((channels, *sample.image.shape[:2]), np.uint8)
+        pixels[:3] = sample.image.transpose(2, 0, 1)
         if sample.hidden is not None:
-            hole = torch.from_numpy(sample.hidden.hole.astype(np.uint8) * 255)
-            image = torch.cat([image, hole[None]])
-        return image, self._target(sample)
+            np.multiply(sample.hidden.hole, np.uint8(255), out=pixels[3])
+        return torch.from_numpy(pixels), self._target(sample)
 
     def sample(self, index: int) -> Sample:
         """The augmented sample of a draw, before it becomes tensors."""
