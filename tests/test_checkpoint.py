@@ -8,12 +8,15 @@ import logging
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from scenekd import checkpoint
 from scenekd.errors import UserError
+from scenekd.safe_load import Unread
 
 
 class _Net(nn.Module):
@@ -149,6 +152,68 @@ def test_hostile_pickle_runs_nothing(tmp_path, monkeypatch):
     (tmp_path / "bare.pth").write_bytes(pickle.dumps({"model": _RunsCode()}, protocol=2))
     assert "Re-running" not in _refused(tmp_path / "bare.pth")
     assert not (tmp_path / "RAN").exists()
+
+
+class _Reaches:
+    """Asks getattr, by which a history names its statistics, for something else, from where all can be reached."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, "__init__")
+
+
+class _Calls:
+    """Calls what it reached."""
+
+    def __reduce__(self):
+        return _Reached(), ("touch RAN",)
+
+
+class _Reached:
+    def __call__(self, *args):
+        raise AssertionError("called")
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, "__init__")
+
+
+class _NumpyOf:
+    """numpy's scalar of a pickled object, as a type of objects would have it."""
+
+    def __reduce__(self):
+        return np._core.multiarray.scalar, (np.dtype("O"), _RunsCode())
+
+
+@pytest.mark.parametrize("evil", [_Reaches, _Calls, _NumpyOf, _RunsCode])
+def test_names_that_are_left_unread_lead_nowhere(evil, tmp_path, monkeypatch):
+    """What stands for MMEngine's history and numpy's arrays calls nothing and gives nothing away."""
+    monkeypatch.chdir(tmp_path)
+    path = _save({"state_dict": {"weight": torch.ones(1)}, "message_hub": evil()}, tmp_path / "evil.pth")
+    try:
+        found = checkpoint.read(path)["message_hub"]
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ")
+    else:
+        assert type(found) is Unread and vars(found) == {}
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_the_history_of_a_training_is_left_unread(tmp_path):
+    """Its objects are neither built nor kept; the weights beside them are read."""
+    history = HistoryBuffer([1.0], [1])
+    assert b"getattr" in pickle.dumps(history.mean)
+    hub = {
+        "loss": history,
+        "mean": history.mean,
+        "lr": np.float64(2),
+        "seen": np.arange(3),
+        "on": np.bool_(True),
+    }
+    path = _save(
+        {"state_dict": {"weight": torch.ones(1)}, "message_hub": hub, "meta": {"iter": 3}}, tmp_path / "x.pth"
+    )
+    state = checkpoint.read(path)
+    assert all(type(one) is Unread and vars(one) == {} for one in state["message_hub"].values())
+    assert torch.equal(checkpoint.weights_of(state)["weight"], torch.ones(1)) and state["meta"] == {"iter": 3}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from scenekd.data.voc import VOC_CLASSES
 from scenekd.errors import UserError
 from scenekd.sample import SoftSegmentation
+from scenekd.teachers.dense import dense_places
 from scenekd.teachers.label_map import build_class_map, canonical
 from scenekd.teachers.masks import masks_to_scores
 from scenekd.teachers.protocol import Detections
@@ -47,11 +48,46 @@ def test_incomplete_maps_are_refused_unless_allowed():
         UserError, match=r"60 classes of the teacher have no counterpart \(truck, .*CLASS_MAP"
     ):
         build_class_map(COCO, VOC_CLASSES)
-    with pytest.raises(UserError, match="1 classes have no teacher class .boat"):
+    with pytest.raises(UserError, match="1 classes of the student have no teacher class .boat"):
         build_class_map(["cat"], ["cat", "boat"])
     assert build_class_map(["cat"], ["cat", "boat"], allow_unmapped=True).index == (0,)
     with pytest.raises(UserError, match="none of the teacher's classes"):
         build_class_map(["cat"], ["boat"], allow_unmapped=True)
+
+
+def test_equal_names_go_before_synonyms():
+    """COCO-Stuff has both a table and a dining table."""
+    names = ("dining table", "table")
+    assert build_class_map(names, names).index == (0, 1)
+    assert build_class_map(["diningtable"], ["table"]).index == (0,)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "places"),
+    [
+        (("background", "cat"), ("background", "cat"), [0, 1]),
+        (("airplane", "Background", "tv_monitor"), ("tvmonitor", "background", "aeroplane"), [2, 1, 0]),
+        (("road", "car"), ("car", "road"), [1, 0]),  # neither has a background
+    ],
+)
+def test_dense_places_by_name(source, target, places):
+    assert dense_places(source, target) == places
+
+
+def test_a_background_that_one_side_lacks():
+    """Refused, unless a class is mapped to it or all is allowed; then nothing, or no plane, stands for it."""
+    with pytest.raises(
+        UserError, match="^TEACHER.CLASS_MAP: the teacher has no background; add pairs .*ALLOW_UNMAPPED"
+    ):
+        dense_places(("cat", "sky"), ("background", "cat", "sky"))
+    with pytest.raises(
+        UserError, match="^teacher.classes: the teacher has a background, and the student has none"
+    ):
+        dense_places(("background", "cat"), ("cat",), key="teacher")
+    pair = [("sky", "background")]
+    assert dense_places(("cat", "sky"), ("cat", "background"), pair) == [0, 1]
+    assert dense_places(("cat", "sky"), ("background", "cat"), allow_unmapped=True) == [1, 0]
+    assert dense_places(("background", "cat"), ("cat",), allow_unmapped=True) == [-1, 0]
 
 
 def test_pairs_go_first_and_many_may_be_background():
@@ -60,7 +96,7 @@ def test_pairs_go_first_and_many_may_be_background():
     assert class_map.index == (0, 0, -1)
     for bad, message in (
         ([("lorry", "car")], "the teacher has no class 'lorry'"),
-        ([("truck", "van")], "'van' is neither in DATASETS.CLASSES nor background"),
+        ([("truck", "van")], "'van' is neither a class of the student nor background"),
         (["truck"], "is no pair"),
     ):
         with pytest.raises(UserError, match=message):

@@ -98,12 +98,13 @@ def _shown(targets: Sequence[Target], labels: Tensor) -> Tensor | None:
 
 
 def build_distiller(
-    cfg: CfgNode, student: nn.Module, task: str, *, outputs: int, ignore_index: int
+    cfg: CfgNode, student: nn.Module, task: str, *, outputs: int, ignore_index: int, ask: bool = True
 ) -> Distiller | None:
     """From ``DISTILL.TEACHER``, ``DISTILL.LOSSES`` and ``TEACHER``; None where nothing is learned from a teacher.
 
     Args:
         student: the bare network. outputs: of its logits. ignore_index: label of what is void.
+        ask: load the online teacher; without it the caller does, before the first step, and no loss may name a layer.
 
     Raises:
         UserError: losses without a teacher or the reverse, a loss that needs a network where outputs are cached,
@@ -117,7 +118,7 @@ def build_distiller(
         raise UserError("DISTILL.LOSSES: they need a teacher; set DISTILL.TEACHER to online or cached")
     if source == "cached":
         _check_cached(cfg, task)
-    teacher = build_online(cfg, task) if source == "online" else None
+    teacher = build_online(cfg, task) if source == "online" and ask else None
     try:
         losses = DistillationLosses(
             specs,

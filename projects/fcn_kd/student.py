@@ -5,6 +5,8 @@ B: images; K: dense classes, background first; C: classes; H, W: network input; 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
@@ -147,8 +149,10 @@ def tasks_of(cfg: CfgNode) -> tuple[str, ...]:
     return (find_network(cfg.MODEL.FCN_KD.NETWORK).task,)
 
 
-def build_model(cfg: CfgNode, *, pretrained: bool = True) -> SceneKDStudent:
-    """What :func:`scenekd.models.build_model` calls for this system.
+def build_model(
+    cfg: CfgNode, *, pretrained: bool = True, kind: Callable[..., SceneKDStudent] = SceneKDStudent
+) -> SceneKDStudent:
+    """What :func:`scenekd.models.build_model` calls for this system; ``kind`` makes the student of its network.
 
     Raises:
         UserError: no such network, or a value out of range.
@@ -157,7 +161,7 @@ def build_model(cfg: CfgNode, *, pretrained: bool = True) -> SceneKDStudent:
     spec = find_network(node.NETWORK)
     network = spec.build(cfg, count_outputs(cfg, spec.task))
     try:
-        student = SceneKDStudent(network, spec, loss_size=node.LOSS_SIZE)
+        student = kind(network, spec, loss_size=node.LOSS_SIZE)
     except ValueError as error:
         raise UserError(f"{KEY}: {error}") from None
     student.image_size = cfg.INPUT.SIZE

@@ -2,7 +2,7 @@
 
 ``model_final.pth`` holds {'model': sd, 'state_dict': sd, 'config': YAML text, 'format': 1}, with the keys of
 the bare network; both entries share their tensors, so the file is not doubled. ``last.pth`` holds the state
-of a run for ``--resume``. All is read with ``weights_only=True`` and written to a temporary name first.
+of a run for ``--resume``. All is read by :mod:`.safe_load` and written to a temporary name first.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .errors import UserError
 from .files import replacing
+from .safe_load import load_safely
 
 FORMAT = 1
 MODEL_FINAL, MODEL_BEST, LAST = "model_final.pth", "model_best.pth", "last.pth"
@@ -71,7 +72,7 @@ def save_model(net: nn.Module, config: str, path: str | Path) -> None:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """Read a ``.pth`` file without running code from it.
+    """Read a ``.pth`` file without running code from it: ours, detectron2's, MMEngine's, or a bare state dict.
 
     Raises:
         UserError: no such file, not a checkpoint, damaged, or it needs unpickling of arbitrary objects.
@@ -80,7 +81,7 @@ def read(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_safely(path)
     except OSError:
         raise
     except Exception as error:  # damage can make the unpickler fail in any way

@@ -21,7 +21,7 @@ from ..errors import UserError
 from .detectron2_data import SceneKDDatasetMapper, check_format, register_datasets, with_classes
 from .detectron2_detectors import SceneKDFastRCNNOutputLayers, SceneKDRetinaNet, SceneKDROIHeads, SceneKDRPN
 from .detectron2_masks import SceneKDMaskRCNNHead
-from .detectron2_model import SceneKDMetaArch
+from .detectron2_model import NativeMetaArch
 from .detectron2_semantic import SceneKDPanopticFPN, SceneKDSemanticSegmentor, SceneKDSemSegFPNHead
 
 __all__ = [
@@ -39,16 +39,16 @@ __all__ = [
 ]
 
 
-def _meta_arch(name: str, factory: Any) -> type[SceneKDMetaArch]:
+def _meta_arch(name: str, factory: Any) -> type[NativeMetaArch]:
     """A meta-architecture that builds ``factory`` from a detectron2 configuration."""
 
-    class MetaArch(SceneKDMetaArch):
+    class MetaArch(NativeMetaArch):
         def __init__(self, cfg: CfgNode) -> None:
             if "DISTILL" not in cfg:
                 raise UserError(f"MODEL.META_ARCHITECTURE: {name} needs add_scenekd_config(cfg) first")
             check_format(cfg)
             register_datasets(cfg)
-            super().__init__(factory.from_config(with_classes(cfg)), cfg.INPUT.FORMAT)
+            super().__init__(factory.from_config(with_classes(cfg)), cfg.INPUT.FORMAT, cfg.SOLVER.MAX_ITER)
 
     MetaArch.__name__ = MetaArch.__qualname__ = name
     MetaArch.__doc__ = factory.__doc__

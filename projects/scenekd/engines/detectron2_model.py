@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from ..data.soft import nearest_exact
@@ -58,6 +59,30 @@ class SceneKDMetaArch(BareKeys):
 
     def _target(self, item: dict[str, Any]) -> Target:
         return item["target"] if "target" in item else target_of(item, int(self.net.image_size))  # type: ignore[arg-type]
+
+
+class NativeMetaArch(SceneKDMetaArch):
+    """The adapter under detectron2's own trainer, which does not tell a network of ours which step it takes.
+
+    Args:
+        net, input_format: as above. iterations: of the run.
+    """
+
+    def __init__(self, net: nn.Module, input_format: str = "BGR", iterations: int = 1) -> None:
+        super().__init__(net, input_format)
+        self.iterations = iterations
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """As in :class:`SceneKDMetaArch`."""
+        if self.training and hasattr(self.net, "begin_step"):
+            iteration = get_event_storage().iter if has_event_storage() else 0
+            self.net.begin_step(iteration, self.iterations)  # type: ignore[operator]
+        return super().forward(batched_inputs)
+
+    def end_step(self) -> None:
+        """After the optimizer's step: what trains itself, a critic, takes its own."""
+        if hasattr(self.net, "end_step"):
+            self.net.end_step()  # type: ignore[operator]
 
 
 def target_of(item: dict[str, Any], side: int) -> Target:

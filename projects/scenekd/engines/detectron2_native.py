@@ -128,11 +128,14 @@ class NativeTrainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self) -> list[Any]:
-        """The default hooks; before a checkpoint and an evaluation all processes agree on batch statistics."""
+        """The default hooks; before a checkpoint and an evaluation the step is ended, and all processes agree on batch
+        statistics."""
         cfg = self.cfg
         periods = [p for p in (cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD) if p > 0]
 
         def agree(trainer: Any) -> None:
+            if hasattr(trainer.checkpointer.model, "end_step"):
+                trainer.checkpointer.model.end_step()
             done = trainer.iter + 1
             if done == trainer.max_iter or any(done % period == 0 for period in periods):
                 average_buffers(trainer.checkpointer.model)

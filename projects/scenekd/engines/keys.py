@@ -15,6 +15,11 @@ class BareKeys(nn.Module):
 
     net: nn.Module
 
+    @property
+    def training_only(self) -> tuple[str, ...]:
+        """What the bare network has for its training alone, see :func:`scenekd.checkpoint.training_only`."""
+        return tuple(getattr(self.net, "training_only", ()))
+
     def _adopt(self, net: nn.Module) -> None:
         self.net = net
         self.register_load_state_dict_pre_hook(_add_prefix)

@@ -17,7 +17,7 @@ from .mmengine_annotations import SceneKDLoadAnnotations
 from .mmengine_data import SceneKDDataset
 from .mmengine_geometry import SceneKDGeometry
 from .mmengine_loss import DistillationLoss, SoftLabelCrossEntropy
-from .mmengine_model import SceneKDDataPreprocessor, SceneKDModel
+from .mmengine_model import NativeModel, SceneKDDataPreprocessor
 from .mmengine_pack import SceneKDPackInputs
 from .mmengine_segmentor import SceneKDEncoderDecoder
 from .mmengine_teacher import SceneKDLoadTeacher
@@ -26,7 +26,7 @@ from .mmengine_teacher import SceneKDLoadTeacher
 def _model_class(name: str, factory: Any) -> type[nn.Module]:
     """An MMEngine model whose arguments are the network's own, beside ``data_preprocessor``."""
 
-    class Model(SceneKDModel):
+    class Model(NativeModel):
         def __init__(self, data_preprocessor: Any = None, **options: Any) -> None:
             super().__init__(factory(**options), data_preprocessor)
 

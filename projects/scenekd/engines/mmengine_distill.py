@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from mmengine.logging import MessageHub
 from mmengine.registry import DefaultScope
 from mmseg.registry import MODELS as SEG_MODELS
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 from ..losses.distillation import DistillationLosses
 from .mmengine_loss import DistillationLoss
+from .mmengine_model import progress
 
 Config = Mapping[str, Any]
 
@@ -30,12 +30,6 @@ def split_losses(distill: Sequence[Config] | Config) -> tuple[list[DistillationL
     configs = [distill] if isinstance(distill, Mapping) else list(distill)
     listed = [config for config in configs if "TYPE" in config]
     return [_build_loss(config) for config in configs if "TYPE" not in config], listed
-
-
-def progress() -> tuple[int, int]:
-    """(iteration, iterations of the run), as the runner tells; (0, 1) without one."""
-    info = MessageHub.get_current_instance().runtime_info
-    return int(info.get("iter", 0)), max(1, int(info.get("max_iters", 1)))
 
 
 class ListedLosses(nn.Module):

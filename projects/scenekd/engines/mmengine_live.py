@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from .. import checkpoint as checkpoints
 from ..data.voc import VOC_CLASSES
 from ..errors import UserError
+from ..teachers.dense import dense_places
 from ..teachers.frozen import RANDOM, freeze
 from ..teachers.label_map import BACKGROUND
 from ..teachers.live import TORCHVISION, LiveSceneKD, LiveTeacher, LiveTorchvision
+from ..teachers.live_build import OnlineTeacher
 from ..teachers.zoo_mmseg import published, read_config, training_data
 from .mmengine_data import SceneKDDataset
 from .mmengine_model import SceneKDDataPreprocessor
-from .mmengine_weights import mmengine_types
 
 
 def build_live_teacher(
@@ -36,7 +37,7 @@ def build_live_teacher(
     Args:
         config: an MMSegmentation configuration (.py), or ``torchvision://NAME``; of a SceneKD checkpoint the YAML file,
             where the one inside it is not wanted.
-        checkpoint: its weights, read with ``weights_only=True``. For torchvision's own weights leave it out, or write
+        checkpoint: its weights, read without running code. For torchvision's own weights leave it out, or write
             ``torchvision://NAME`` here.
         classes: the teacher's dense classes, where neither its checkpoint nor its configuration tells: names, or one
             of MMSegmentation's lists, such as 'voc'.
@@ -54,6 +55,32 @@ def build_live_teacher(
     if config.endswith(".py"):
         return LiveMMSegmentation(config, checkpoint, names)
     return LiveSceneKD(checkpoint, config, names)
+
+
+def build_online_teacher(
+    student: Sequence[str],
+    *,
+    class_map: Sequence[Sequence[str]] = (),
+    allow_unmapped: bool = False,
+    **options: Any,
+) -> OnlineTeacher:
+    """A teacher that speaks in the student's classes, matched by name.
+
+    Args:
+        student: all its dense classes.
+        class_map, allow_unmapped: as in :func:`..teachers.label_map.build_class_map`.
+        options: of :func:`build_live_teacher`.
+
+    Raises:
+        UserError: see there; classes without counterpart; or an unknown option.
+    """
+    known = ("config", "checkpoint", "classes", "class_map", "allow_unmapped")
+    for name in options:
+        if name not in known:
+            raise UserError(f"teacher: unknown key {name}; known: {', '.join(known)}")
+    teacher = build_live_teacher(**options)
+    places = dense_places(teacher.names, student, class_map, allow_unmapped=allow_unmapped, key="teacher")
+    return OnlineTeacher(teacher, places, len(student), amp=None)
 
 
 def class_names(classes: Sequence[str] | str) -> tuple[str, ...]:
@@ -108,8 +135,7 @@ class LiveMMSegmentation:
         if "model" not in cfg:
             raise UserError(f"{config}: names no model, so it is no MMSegmentation configuration")
         self.trained_on = tuple(trained_on)
-        with mmengine_types():
-            state = {} if checkpoint == RANDOM else checkpoints.read(checkpoint)
+        state = {} if checkpoint == RANDOM else checkpoints.read(checkpoint)
         self.names = tuple(classes) or _classes_of(cfg, state)
         if not self.names:
             raise UserError(

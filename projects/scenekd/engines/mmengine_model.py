@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from mmengine.logging import MessageHub
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmseg.structures import SegDataSample
@@ -67,6 +68,37 @@ class SceneKDModel(BareKeys, BaseModel):
         return [to_sample(p, s, inputs.shape[-2:]) for p, s in zip(predictions, samples)]
 
 
+class NativeModel(SceneKDModel):
+    """The adapter under MMEngine's own runner, which does not tell a network of ours when training begins and which
+    step it takes."""
+
+    def init_weights(self) -> None:
+        """MMEngine calls it when training begins: what a network learns by is loaded."""
+        super().init_weights()
+        if hasattr(self.net, "begin_training"):
+            self.net.begin_training()  # type: ignore[operator]
+
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = "tensor") -> Any:
+        """As in :class:`SceneKDModel`."""
+        # Not in train_step: a wrapper of several processes takes the step itself, and does not ask the model.
+        if mode == "loss" and hasattr(self.net, "begin_step"):
+            self.net.begin_step(*progress())  # type: ignore[operator]
+        return super().forward(inputs, data_samples, mode)
+
+    def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
+        """As in BaseModel; then what trains itself, a critic, takes its own step."""
+        logs: dict[str, Tensor] = super().train_step(data, optim_wrapper)
+        if hasattr(self.net, "end_step"):
+            self.net.end_step()  # type: ignore[operator]
+        return logs
+
+
+def progress() -> tuple[int, int]:
+    """(iteration, iterations of the run), as the runner tells; (0, 1) without one."""
+    info = MessageHub.get_current_instance().runtime_info
+    return int(info.get("iter", 0)), max(1, int(info.get("max_iters", 1)))
+
+
 def to_target(sample: Target | BaseDataElement) -> Target:
     """A data sample of MMSegmentation's (``gt_sem_seg``, and ``gt_instances`` where a pipeline packs boxes).
 
@@ -83,6 +115,7 @@ def to_target(sample: Target | BaseDataElement) -> Target:
     labels = instances.get("labels", torch.zeros(0, device=device)).long()
     none = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     soft = sample.get("gt_soft_seg")
+    shown = sample.get("gt_shown" if soft is None else "gt_soft_valid")
     height, width = meta.get("ori_shape", (0, 0))[:2]
     weights = SourceWeights(
         detection_gt=float(has_boxes),
@@ -100,7 +133,7 @@ def to_target(sample: Target | BaseDataElement) -> Target:
         masks=instances.get("masks"),
         sem_seg=sample.gt_sem_seg.data[0].long() if has_sem_seg else None,
         soft_seg=None if soft is None else soft.data.float(),
-        soft_valid=None if soft is None else sample.gt_soft_valid.data[0].bool(),
+        soft_valid=None if shown is None else shown.data[0].bool(),
         has_boxes=has_boxes,
         has_sem_seg=has_sem_seg,
         has_instance_masks=meta.get("has_instance_masks", False),

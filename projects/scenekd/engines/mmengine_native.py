@@ -24,7 +24,6 @@ from ..report_panels import PanelFolder
 from ..visualize import View
 from .datasets import from_mmseg
 from .mmengine_data import SceneKDDataset
-from .mmengine_weights import mmengine_types
 from .native import NativeRun
 
 
@@ -154,8 +153,7 @@ class _Last(Hook):
 
 
 def _load_weights(runner: Runner, path: str) -> None:
-    with mmengine_types():
-        checkpoint.load_weights(_bare(runner), path)
+    checkpoint.load_weights(_bare(runner), path)
 
 
 def _by_task(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..teachers.live import LiveTeacher, asked, class_order
+from ..teachers.live_build import OnlineTeacher
 from .mmengine_distill import ListedLosses, split_losses
 from .mmengine_heads import check_head, head_losses, soft_loss
-from .mmengine_live import build_live_teacher, class_names, original_images
+from .mmengine_live import build_online_teacher, class_names, original_images
 from .mmengine_loss import DistillationLoss
 from .mmengine_targets import Masks, SoftTargets, labels_of, masks_of, shown_of, soft_targets_of
 
@@ -33,8 +33,9 @@ class SceneKDEncoderDecoder(EncoderDecoder):
     ``distill`` hold the decode head's logits against its logits, on all pixels that show an image.
 
     Args:
-        teacher: dict(config=…, checkpoint=…, classes=…), see :func:`.mmengine_live.build_live_teacher`. It is loaded
-            when training begins, so that a trained student needs none.
+        teacher: dict(config=…, checkpoint=…, classes=…, class_map=…, allow_unmapped=…), see
+            :func:`.mmengine_live.build_online_teacher`. It is loaded when training begins, so that a trained student
+            needs none.
         distill: losses against it; their names get the prefix ``distill.``. Configurations with a ``type`` are
             distillation losses that take logits or probabilities. Mappings with a ``TYPE`` are the list of
             :class:`scenekd.losses.distillation.DistillationLosses`, whose entries may name layers of both networks,
@@ -47,7 +48,7 @@ class SceneKDEncoderDecoder(EncoderDecoder):
 
     Raises:
         UserError: a head with losses of its own kind; a teacher without losses or losses without one; class lists of
-            another length or with other names.
+            another length, or classes without counterpart.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class SceneKDEncoderDecoder(EncoderDecoder):
         losses, listed = split_losses(distill)
         self.distill = nn.ModuleList(losses)
         self.classes = class_names(classes)
-        self._teacher_options, self._teacher = teacher, None  # type: tuple[Any, LiveTeacher | None]
+        self._teacher_options, self._teacher = teacher, None  # type: tuple[Any, OnlineTeacher | None]
         if bool(teacher) != bool(losses or listed):
             raise UserError(
                 "SceneKDEncoderDecoder: teacher and distill belong together; give both or neither"
@@ -94,13 +95,10 @@ class SceneKDEncoderDecoder(EncoderDecoder):
         super().init_weights()
         self.live_teacher()
 
-    def live_teacher(self) -> LiveTeacher | None:
+    def live_teacher(self) -> OnlineTeacher | None:
         """The online teacher, loaded at the first call; None without one. It is no submodule."""
         if self._teacher is None and self._teacher_options:
-            teacher = build_live_teacher(**self._teacher_options)
-            source = str(self._teacher_options.get("checkpoint") or self._teacher_options.get("config"))
-            self._order = class_order(teacher.names, self.classes, source)
-            self._teacher = teacher
+            self._teacher = build_online_teacher(self.classes, **self._teacher_options)
         return self._teacher
 
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
@@ -129,8 +127,7 @@ class SceneKDEncoderDecoder(EncoderDecoder):
             teacher = self.live_teacher()
             if teacher is not None:
                 images = original_images(self.data_preprocessor, inputs)
-                with asked(teacher, inputs.device):
-                    said = teacher.logits(images)[:, self._order].float()
+                said = teacher.logits(images)
         if teacher is not None:
             shown = shown_of(data_samples, size, inputs.device)
             losses.update(add_prefix(self._distill(logits, said, masks, shown), "distill"))

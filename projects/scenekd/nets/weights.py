@@ -18,6 +18,7 @@ from torchvision import models
 
 from ..array_pickle import load_array_pickle
 from ..errors import UserError
+from ..safe_load import load_safely
 from .pkl_weights import trunk_arrays
 
 _KEY = "MODEL.WEIGHTS"
@@ -100,7 +101,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".pkl":
             return trunk_arrays(load_array_pickle(path.read_bytes()))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_safely(path)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

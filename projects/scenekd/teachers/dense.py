@@ -6,20 +6,61 @@ S: the framework's own classes; K = C + 1: dense classes, background first.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import UserError
 from ..sample import SoftSegmentation
-from .label_map import BACKGROUND, UNREACHED, log_sum_exp
+from .label_map import BACKGROUND, UNREACHED, build_class_map, canonical, key_name, log_sum_exp
 
 
 def object_classes(names: Sequence[str]) -> tuple[str, ...]:
     """The C object classes among the names of S planes: all but background."""
-    return tuple(name for name in names if name.lower() != BACKGROUND)
+    return tuple(name for name in names if canonical(name) != BACKGROUND)
+
+
+def dense_places(
+    source: Sequence[str],
+    target: Sequence[str],
+    pairs: Iterable[Sequence[str]] = (),
+    *,
+    allow_unmapped: bool = False,
+    key: str = "TEACHER",
+) -> list[int]:
+    """For each of a teacher's dense classes the place of the student's that it stands for, −1 for none.
+
+    Args:
+        source, target: names of all dense classes of teacher and student; background may stand anywhere, or lack.
+        pairs, allow_unmapped, key: as in :func:`.label_map.build_class_map`; what stands for background where the
+            student has none is left out.
+
+    Raises:
+        UserError: as there; or one of the two alone has a background, and that is not allowed.
+    """
+    objects = object_classes(target)
+    class_map = build_class_map(
+        object_classes(source), objects, pairs, allow_unmapped=allow_unmapped, key=key
+    )
+    places = [k for k, name in enumerate(target) if canonical(name) != BACKGROUND]
+    background = next((k for k, name in enumerate(target) if canonical(name) == BACKGROUND), -1)
+    goes = {name: places[i] if i >= 0 else background for name, i in zip(class_map.source, class_map.index)}
+    found = [goes.get(name, background) for name in source]
+    both = len(objects) < len(target), len(class_map.source) < len(source)
+    if both[0] and background not in found and not allow_unmapped:
+        raise UserError(
+            f"{key_name(key, 'CLASS_MAP')}: the teacher has no background; add pairs of its classes and background, "
+            f"or set {key_name(key, 'ALLOW_UNMAPPED')} True"
+        )
+    if both[1] and not both[0] and not allow_unmapped:
+        raise UserError(
+            f"{key_name(key, 'CLASSES')}: the teacher has a background, and the student has none; correct the classes "
+            f"of either, or set {key_name(key, 'ALLOW_UNMAPPED')} True"
+        )
+    return found
 
 
 def background_first(logits: np.ndarray, names: Sequence[str]) -> SoftSegmentation:
@@ -37,7 +78,7 @@ def background_first(logits: np.ndarray, names: Sequence[str]) -> SoftSegmentati
         logits = np.concatenate([np.zeros_like(logits), logits])
     if len(logits) != len(names):
         raise ValueError(f"{len(logits)} planes for {len(names)} class names")
-    at = [i for i, name in enumerate(names) if name.lower() == BACKGROUND]
+    at = [i for i, name in enumerate(names) if canonical(name) == BACKGROUND]
     if at:
         first, rest = logits[at[:1]], np.delete(logits, at, axis=0)
     else:

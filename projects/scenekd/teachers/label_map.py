@@ -134,53 +134,71 @@ def build_class_map(
     allow_unmapped: bool = False,
     key: str = "TEACHER",
 ) -> ClassMap:
-    """Match classes by name; ``pairs`` of (teacher's name, our name or "background") go first.
+    """Match classes by name, equal names before synonyms; ``pairs`` of (teacher's name, our name or "background") go
+    first.
 
     Args:
         allow_unmapped: a teacher's class without a counterpart becomes background, and a class of ours that
             the teacher does not know is accepted. Without it both are refused.
-        key: config node, for the error messages.
+        key: config node, for the error messages; in small letters where its keys are, too.
 
     Raises:
         UserError: the map is incomplete, or a pair names an unknown class.
     """
+    # Two names of one data set may be synonyms, as COCO-Stuff's table and dining table are.
+    exact = {name: i for i, name in enumerate(target)}
     own = {canonical(name): i for i, name in enumerate(target)}
-    stated = _stated(source, own, pairs, key)
+    stated = _stated(source, own, pairs, key_name(key, "CLASS_MAP"))
     index, unmapped = [], []
     for name in source:
-        place = stated.get(canonical(name), own.get(canonical(name)))
+        place = stated.get(canonical(name), exact.get(name, own.get(canonical(name))))
         if place is None:
             unmapped.append(name)
         index.append(-1 if place is None else place)
     unreached = [name for i, name in enumerate(target) if i not in index]
     if len(unreached) == len(target):
-        raise UserError(f"{key}.CLASSES: none of the teacher's classes is one of DATASETS.CLASSES")
-    for names, what in (
-        (unmapped, "of the teacher have no counterpart"),
-        (unreached, "have no teacher class"),
-    ):
-        if names and not allow_unmapped:
-            raise UserError(
-                f"{key}.CLASS_MAP: {len(names)} classes {what} ({', '.join(names[:5])}"
-                f"{', …' if len(names) > 5 else ''}); add pairs to {key}.CLASS_MAP "
-                f"or set {key}.ALLOW_UNMAPPED True"
+        raise UserError(
+            f"{key_name(key, 'CLASSES')}: none of the teacher's classes ({_some(source)}) is one of the student's "
+            f"({_some(target)}); set it to the names of what the teacher puts out"
+        )
+    if (unmapped or unreached) and not allow_unmapped:
+        lacking = [
+            f"{len(names)} classes {what} ({_some(names)})"
+            for names, what in (
+                (unmapped, "of the teacher have no counterpart"),
+                (unreached, "of the student have no teacher class"),
             )
+            if names
+        ]
+        raise UserError(
+            f"{key_name(key, 'CLASS_MAP')}: {' and '.join(lacking)}; add pairs to {key_name(key, 'CLASS_MAP')} "
+            f"or set {key_name(key, 'ALLOW_UNMAPPED')} True"
+        )
     return ClassMap(tuple(source), tuple(target), tuple(index))
 
 
+def key_name(node: str, name: str) -> str:
+    """A key of a node, as errors write it: in small letters where the node's own name is."""
+    return f"{node}.{name if node.isupper() else name.lower()}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
+
+
 def _stated(
-    source: Sequence[str], own: dict[str, int], pairs: Iterable[Sequence[str]], key: str
+    source: Sequence[str], own: dict[str, int], pairs: Iterable[Sequence[str]], where: str
 ) -> dict[str, int]:
     known = {canonical(name) for name in source}
     stated: dict[str, int] = {}
     for pair in pairs:
         if isinstance(pair, str) or len(pair) != 2:
-            raise UserError(f"{key}.CLASS_MAP: {pair!r} is no pair (teacher's name, our name)")
+            raise UserError(f"{where}: {pair!r} is no pair (teacher's name, our name)")
         theirs, ours = (canonical(str(name)) for name in pair)
         if theirs not in known:
-            raise UserError(f"{key}.CLASS_MAP: the teacher has no class {pair[0]!r}")
+            raise UserError(f"{where}: the teacher has no class {pair[0]!r}; it has {_some(source)}")
         if ours not in own and ours != BACKGROUND:
-            raise UserError(f"{key}.CLASS_MAP: {pair[1]!r} is neither in DATASETS.CLASSES nor background")
+            raise UserError(f"{where}: {pair[1]!r} is neither a class of the student nor background")
         stated[theirs] = own.get(ours, -1)
     return stated
 

@@ -106,28 +106,5 @@ class LiveSceneKD:
         return torch.stack([p.sem_seg if self._dense else p.class_scores for p in self.net(images, None)])
 
 
-def class_order(teacher: Sequence[str], student: Sequence[str], source: str) -> list[int]:
-    """For each of the student's dense classes the place of the teacher's class of that name.
-
-    Raises:
-        UserError: the lists hold other names; spelling, synonyms and order aside.
-    """
-    theirs = {canonical(name): i for i, name in enumerate(teacher)}
-    own = [canonical(name) for name in student]
-    lacking = [name for name, key in zip(student, own) if key not in theirs]
-    unknown = [name for name in teacher if canonical(name) not in own]
-    if lacking or unknown:
-        parts = [
-            f"{what} {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-            for what, names in (("it lacks", lacking), ("the student lacks", unknown))
-            if names
-        ]
-        raise UserError(
-            f"{source}: other classes than the student's: {'; '.join(parts)}; take a teacher of the same classes, or "
-            "correct classes of the model or of the teacher"
-        )
-    return [theirs[key] for key in own]
-
-
 def _without_background(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(classes[1:]) if classes and canonical(classes[0]) == BACKGROUND else tuple(classes)

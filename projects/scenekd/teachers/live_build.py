@@ -6,6 +6,7 @@ N: images; H, W: their size; T: classes of the teacher; K: of the student; dense
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor
 from ..errors import UserError
 from ..models import choose_device
 from .build import teacher_amp, teacher_class_map
-from .dense import object_classes
-from .label_map import UNREACHED, ClassMap
+from .dense import dense_places
+from .label_map import BACKGROUND, UNREACHED
 from .live import LiveSceneKD, LiveTeacher, LiveTorchvision, asked
 from .options import FOLDERS, our_classes, teacher_node
 from .overlap import check_overlap
@@ -29,20 +30,24 @@ class OnlineTeacher:
     Args:
         teacher: asked in evaluation mode, without gradients.
         place: for each of its T planes that of the student's K, or one below 0 for none. planes: K.
-        amp: mixed precision; without it float32, also where the student trains in less.
+        amp: mixed precision; False is float32, also where the student trains in less, None what the student has.
 
     Attributes:
         net: the network itself, whose layers feature losses name; no module of the student's.
     """
 
-    def __init__(self, teacher: LiveTeacher, place: Sequence[int], planes: int, *, amp: bool = False) -> None:
+    def __init__(
+        self, teacher: LiveTeacher, place: Sequence[int], planes: int, *, amp: bool | None = False
+    ) -> None:
         self._teacher, self.net, self._amp = teacher, teacher.net, amp
         self._place = None if list(place) == list(range(planes)) else place
         self._planes = planes
 
     def logits(self, images: Tensor) -> Tensor:
         """(N, K, h, w), on the teacher's own grid, or (N, C), of (N, 3, H, W) float RGB images in 0…255."""
-        with asked(self._teacher, images.device), torch.autocast(images.device.type, enabled=self._amp):
+        kind = images.device.type
+        precision = nullcontext() if self._amp is None else torch.autocast(kind, enabled=self._amp)
+        with asked(self._teacher, images.device), precision:
             said = self._teacher.logits(images).float()
             return said if self._place is None else join_planes(said, self._place, self._planes)
 
@@ -79,19 +84,15 @@ def build_online(cfg: Any, task: str = "segmentation") -> OnlineTeacher:
         teacher = _live(cfg, node, task)
     except UserError as error:
         raise UserError(str(error).replace("TEACHER.<TASK>", key)) from None
-    objects = object_classes(teacher.names) if dense else teacher.names
-    class_map = teacher_class_map(cfg, task, objects)
-    place = _dense_places(teacher.names, class_map) if dense else class_map.index
+    classes = (BACKGROUND, *our_classes(cfg)) if dense else our_classes(cfg)
+    if dense:
+        options = {"allow_unmapped": node.ALLOW_UNMAPPED, "key": key}
+        place = dense_places(teacher.names, classes, node.CLASS_MAP, **options)
+    else:
+        place = list(teacher_class_map(cfg, task, teacher.names).index)
     if not node.TRAINED_ON:  # those are checked where every teacher's are
         check_overlap(cfg, task, teacher.trained_on)
-    planes = len(class_map.target) + dense
-    return OnlineTeacher(teacher, place, planes, amp=teacher_amp(cfg, choose_device(cfg)))
-
-
-def _dense_places(names: Sequence[str], class_map: ClassMap) -> list[int]:
-    """The student's plane for each of the teacher's, whose background may stand anywhere, or lack."""
-    places = dict(zip(class_map.source, class_map.index))
-    return [1 + places.get(name, -1) for name in names]
+    return OnlineTeacher(teacher, place, len(classes), amp=teacher_amp(cfg, choose_device(cfg)))
 
 
 def _live(cfg: Any, node: Any, task: str) -> LiveTeacher:

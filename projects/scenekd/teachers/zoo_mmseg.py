@@ -24,7 +24,6 @@ from .. import checkpoint
 from ..errors import UserError, first_line
 from .dense import background_first, object_classes, without_padding
 from .frozen import RANDOM, NetworkTeacher, check_grid, require, to_array
-from .mmengine_file import read_mmengine_file
 from .protocol import TeacherOutput
 from .uri import nearest
 
@@ -63,7 +62,7 @@ class MMSegTeacher(NetworkTeacher):
         check_grid(grid)
         cfg = read_config(name)
         net = build_segmentor(cfg, seed, name)
-        state = {} if weights == RANDOM else read_mmengine_file(weights or published(name))
+        state = {} if weights == RANDOM else checkpoint.read(weights or published(name))
         if state:
             _load(net, checkpoint.weights_of(state), weights or name)
         self._names = tuple(classes) or _class_names(state, cfg, name)
