@@ -361,7 +361,7 @@ def test_masks_follow_from_seed_iteration_and_rank():
 
 def test_masked_features_are_not_used():
     """The loss has no gradient for a masked position, and some for every other."""
-    module = MaskedGeneration(3, 4, seed=1)
+    module = MaskedGeneration(3, 4, seed=1, mask_ratio=0.5)
     student = rand(1, 3, 6, 6).float().requires_grad_()
     module(student, rand(1, 4, 6, 6, seed=1).float(), iteration=2).backward()
     kept = kept_positions((1, 6, 6), 0.5, seed=1, iteration=2, rank=0, use="mgd")

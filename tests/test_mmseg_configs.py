@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,25 @@ def test_stock(voc, tmp_path, monkeypatch):
     model = init_model(str(plain), device="cpu")
     load_checkpoint(model, str(out / "model_final.pth"), map_location="cpu", strict=True)
     assert type(model).__name__ == "EncoderDecoder"
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ('type="SceneKDHintonLoss", temperature=0.0', r"temperature must be positive"),
+        ('type="SceneKDHintonLoss", alpha=1.5', r"alpha"),
+        ('type="SceneKDHintonLoss", heat=4.0', r"'heat'"),
+        ('type="SceneKDHintLoss"', r"SceneKDHintLoss is not in"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line(loss, message, voc, tmp_path, monkeypatch, capsys):
+    """A loss that is not there, and one whose options are not or are out of range: exit code 2 and the reason."""
+    file = _online_file(tmp_path, voc, {"checkpoint": "none.pth"})
+    text = edited(file.read_text(), {'type="SceneKDHintonLoss", temperature=4.0, alpha=0.5': loss})
+    file.write_text(text)
+    assert ToolRunner("train_net", monkeypatch)("--config-file", file, "--output-dir", tmp_path / "out") == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"error: {file}: what it describes cannot be built (") and re.search(message, last)
 
 
 def test_weights_to_begin_from_are_kept(voc, tmp_path, monkeypatch):

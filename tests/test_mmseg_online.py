@@ -159,6 +159,19 @@ def test_probabilities_and_sums_of_losses(tmp_path):
     assert both.item() == pytest.approx(alone.item(), abs=1e-6)  # the divergence is 0
 
 
+@pytest.mark.parametrize("loss", [HINTON, {"TYPE": "pixel"}])
+def test_a_teacher_whose_logits_are_not_finite(loss, tmp_path):
+    """Refused by the losses of both forms."""
+    model = build()
+    with torch.no_grad():
+        model.decode_head.conv_seg.bias[1] = float("nan")
+    student = _student(_teacher(tmp_path, model), [loss])
+    with pytest.raises(
+        UserError, match="the teacher's logits at iteration 0 are not finite; check its weights"
+    ):
+        student(*batch(), mode="loss")
+
+
 def test_classes_are_matched_by_name(tmp_path):
     """A teacher whose classes stand in another order is brought to the student's; the weights are permuted alike."""
     model = build()

@@ -231,6 +231,18 @@ def test_a_teacher_is_loaded_when_training_begins(teacher):
         assert early.train()(images(), masks())["loss_hinton"] > 0
 
 
+def test_of_a_configuration_with_cached_outputs(tmp_path):
+    """A framework's mapper brings no cached logits to a network of ours; nothing to learn from is no distiller."""
+    cached = read(write_config(tmp_path), *losses(HINTON, source="cached"))
+    with pytest.raises(UserError, match=r"^DISTILL.TEACHER: cached; SceneKDStudent .* set it to online$"):
+        RegisteredStudent.from_config(cached)
+    net = RegisteredStudent.from_config(read(write_config(tmp_path)))
+    net.begin_training()
+    net.begin_step(0, 1)
+    net.end_step()
+    assert net.distiller is None and net.train()(images(), masks()).keys() == {"loss_ce"}
+
+
 def test_padding_of_a_pipeline_does_not_teach():
     """What SceneKDPackInputs says is shown is what an online teacher sees."""
     shown = torch.zeros(1, 8, 8, dtype=torch.bool)

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 
 from .. import checkpoint
 from ..config import native_text
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..models import average_buffers
 from ..report_panels import PanelFolder
 from ..visualize import View
@@ -83,7 +83,12 @@ class Session:
         return _by_task(runner.test() if runner._test_loop is not None else runner.val())
 
     def _runner(self) -> Runner:
-        runner = RUNNERS.build(self.cfg) if self.cfg.get("runner_type") else Runner.from_cfg(self.cfg)
+        try:
+            runner = RUNNERS.build(self.cfg) if self.cfg.get("runner_type") else Runner.from_cfg(self.cfg)
+        except (KeyError, TypeError, ValueError) as error:  # an unknown name or option, or one out of range
+            raise UserError(
+                f"{self.run.config_file}: what it describes cannot be built ({first_line(error)})"
+            ) from error
         runner.register_hook(_OneNetwork())
         return runner
 

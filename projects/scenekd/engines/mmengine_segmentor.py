@@ -13,11 +13,13 @@ from mmseg.utils import add_prefix
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..losses.distillation import check_finite
 from ..teachers.live_build import OnlineTeacher
 from .mmengine_distill import ListedLosses, split_losses
 from .mmengine_heads import check_head, head_losses, soft_loss
 from .mmengine_live import build_online_teacher, class_names, original_images
 from .mmengine_loss import DistillationLoss
+from .mmengine_model import progress
 from .mmengine_targets import Masks, SoftTargets, labels_of, masks_of, shown_of, soft_targets_of
 
 
@@ -140,7 +142,13 @@ class SceneKDEncoderDecoder(EncoderDecoder):
         return dict(losses)
 
     def _distill(self, logits: Tensor, said: Tensor, masks: Masks, shown: Tensor) -> dict[str, Tensor]:
-        """The losses that were built by their type."""
+        """The losses that were built by their type.
+
+        Raises:
+            UserError: the teacher's logits are not finite.
+        """
+        if len(self.distill):
+            check_finite(said, progress()[0])
         said = torch.nn.functional.interpolate(said, logits.shape[-2:], mode="bilinear", align_corners=False)
         everyone, ones = list(range(len(logits))), said.new_ones(len(logits))
         losses: dict[str, Tensor] = {}

@@ -23,12 +23,13 @@ def correlation_kd(
     valid: Tensor | None = None,
     over: str = "batch",
 ) -> Tensor:
-    """T² · (β · inter + γ · intra); a scalar (Huang et al., NeurIPS 2022, section 4).
+    """T² · (β · inter + γ · intra); a scalar (Huang et al., NeurIPS 2022).
 
     Both are 1 − Pearson's r between the probabilities, softmax at T, of student and teacher: inter along the classes
     of a position, mean over positions; intra along the positions for a class, mean over classes. 1 − r is computed as
-    half the squared distance of the standardised vectors, which is 0 to the bit at equality, and ½ where one of the
-    two does not vary at all.
+    half the squared distance of the standardised vectors, which is 0 to the bit at equality. Where one of the two does
+    not vary at all it is ½, where neither does 0; in the authors' code both are 1. There, intra correlates the
+    positions of the batch together, void among them.
 
     Args:
         student_logits, teacher_logits: (N, C, …); no gradient flows into the teacher's.

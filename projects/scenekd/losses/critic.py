@@ -15,7 +15,7 @@ SLOPE = 0.1  # of the leaky ReLUs
 
 
 class SelfAttention(nn.Module):
-    """x + γ · attention of every position to all, γ learned from 0 (Zhang et al., ICML 2019, section 3).
+    """x + γ · attention of every position to all, γ learned from 0 (Zhang et al., ICML 2019).
 
     Args:
         channels: of input and output. It is written out: torch's fused attention has no second derivative, which the
@@ -39,7 +39,11 @@ class SelfAttention(nn.Module):
 
 class Critic(nn.Module):
     """D(Q | I): five convolutions with two self-attentions between the last three, on a map of class probabilities
-    and the image that it segments (Liu et al., CVPR 2019, section 3.1). Any size; the score is a mean over positions.
+    and the image that it segments (Liu et al., CVPR 2019). Any size; the score is a mean over positions.
+
+    The authors' code has these layers, widths and slopes. It shows its discriminator logits behind a batch norm, and no
+    image, and has spectral normalisation and 4 × 4 kernels without a bound on the last; here the softmax bounds the
+    map, the gradient penalty the slope, and 3 × 3 kernels take maps of any size.
 
     Args:
         num_classes: C. width: channels after the first convolution; they double with every stride of 2.
@@ -76,7 +80,7 @@ def critic_images(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 def distance(critic: nn.Module, student: Tensor, teacher: Tensor, images: Tensor) -> Tensor:
     """E[D(teacher)] − E[D(student)], the Wasserstein distance as the critic sees it: what the student minimises and
-    the critic maximises (Liu et al., CVPR 2019, section 3.1, the holistic term). A scalar; 0 at equality.
+    the critic maximises (Liu et al., CVPR 2019, the holistic term). A scalar; 0 at equality.
 
     Args:
         student, teacher: (N, C, h, w) probabilities. images: (N, 3, h, w), see :func:`critic_images`.
@@ -89,7 +93,7 @@ def gradient_penalty(
     critic: nn.Module, student: Tensor, teacher: Tensor, images: Tensor, epsilon: Tensor
 ) -> Tensor:
     """Mean of (‖∇D‖₂ − 1)² at ε · teacher + (1 − ε) · student, the gradient being that for the map (Gulrajani et al.,
-    NeurIPS 2017, section 4). A scalar.
+    NeurIPS 2017). A scalar.
 
     Args:
         student, teacher, images: as in :func:`distance`. epsilon: (N,) in 0…1, one for each image.

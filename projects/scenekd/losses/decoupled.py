@@ -22,11 +22,14 @@ def decoupled_kd(
     beta: float = 8.0,
     ignore_index: int = 255,
 ) -> Tensor:
-    """T² · (α · TCKD + β · NCKD), mean over labelled positions; a scalar (Zhao et al., CVPR 2022, section 3.2).
+    """T² · (α · TCKD + β · NCKD), mean over labelled positions; a scalar (Zhao et al., CVPR 2022).
 
     TCKD is the KL between (p, 1 − p), p the probability of the labelled class; NCKD the KL between the distributions
     over the other classes. KL = TCKD + (1 − p_teacher) · NCKD is Hinton's: DKD frees the second from the teacher's
     certainty. On logits of pixels and on those of whole images.
+
+    The defaults are those of the authors' code, which takes β = 2 for some pairs of networks, and lets the weight rise
+    over the first 20 epochs.
 
     Args:
         student_logits, teacher_logits: (N, C, …), C ≥ 2; no gradient flows into the teacher's.

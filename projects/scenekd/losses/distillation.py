@@ -173,12 +173,21 @@ class DistillationLosses(nn.Module):
                 f"the teacher's logits have {teacher.shape[1]} classes, the student's {self.num_classes}; take a "
                 "teacher of the same classes, or give it a class map"
             )
-        # One pass and one number: logits do not come near the largest float, so a sum is finite where its terms are.
-        if not bool(teacher.detach().sum(dtype=torch.float32).isfinite()):
-            raise UserError(
-                f"the teacher's logits at iteration {iteration} are not finite; check its weights and the "
-                "normalisation of its images, and run it without mixed precision"
-            )
+        check_finite(teacher, iteration)
+
+
+def check_finite(teacher_logits: Tensor, iteration: int) -> None:
+    """Refuse a teacher that says nothing a student could learn.
+
+    Raises:
+        UserError: a logit is not finite.
+    """
+    # One pass and one number: logits do not come near the largest float, so a sum is finite where its terms are.
+    if not bool(teacher_logits.detach().sum(dtype=torch.float32).isfinite()):
+        raise UserError(
+            f"the teacher's logits at iteration {iteration} are not finite; check its weights and the normalisation of "
+            "its images, and run it without mixed precision"
+        )
 
 
 def _sides(entry: Entry, student: nn.Module, teacher: nn.Module | None) -> list[tuple[str, nn.Module]]:

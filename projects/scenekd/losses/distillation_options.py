@@ -37,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "cwd": {"TEMPERATURE": 4.0, **_LAYERS, **_CHANNELS, **_LOGITS},  # on logits where no layers are named
     "dkd": {"ALPHA": 1.0, "BETA": 8.0, "TEMPERATURE": 4.0},
     "dist": {"TEMPERATURE": 1.0, "BETA": 1.0, "GAMMA": 1.0, "OVER": "batch", **_LOGITS},
-    "mgd": {"MASK_RATIO": 0.5, **_LAYERS, **_CHANNELS},
+    "mgd": {"MASK_RATIO": 0.75, **_LAYERS, **_CHANNELS},
     "at": dict(_LAYERS),
 }
 FEATURES_ONLY = ("mgd", "at")

@@ -14,12 +14,13 @@ from .critic import Critic, critic_images, distance, gradient_penalty
 from .positions import as_pair
 from .reduce import mean_over_processes, zero_loss
 
-# Gulrajani et al., NeurIPS 2017, algorithm 1: Adam's second momentum, without a first; one step a batch is ours.
+# Adam's second momentum without a first, and its rate, are those of Gulrajani et al., NeurIPS 2017. One step a batch is
+# as in the code of Liu et al., which takes SGD.
 _BETA, _EPS = 0.9, 1e-8
 
 
 class HolisticLoss(nn.Module):
-    """WGAN-GP between student and teacher, given the image (Liu et al., CVPR 2019, section 3.1).
+    """WGAN-GP between student and teacher, given the image (Liu et al., CVPR 2019).
 
     The protocol, once an iteration: ``forward`` gives the student's loss, and keeps the batch without its graph;
     after the student's optimizer has stepped, ``step`` trains the critic on it. Outside ``step`` the critic's

@@ -25,8 +25,8 @@ def kept_positions(
 
 
 def generation_loss(generated: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of features, (N, C, H, W) both; a scalar. The paper sums (Yang et al., ECCV 2022,
-    section 3.2, equation 5), which grows with the image: its weight of 2e-5 is here 2e-5 · C · H · W.
+    """Mean squared difference of features, (N, C, H, W) both; a scalar. The authors sum over the features of an
+    image (Yang et al., ECCV 2022), which grows with it: their weight of 2e-5 is here 2e-5 · C · H · W.
 
     Raises:
         ValueError: shapes do not fit.
@@ -37,11 +37,12 @@ def generation_loss(generated: Tensor, teacher: Tensor) -> Tensor:
 
 class MaskedGeneration(nn.Module):
     """Aligns the student's features to the teacher's channels, masks positions, and generates the teacher's features
-    from the rest by two 3 × 3 convolutions with a ReLU between (Yang et al., ECCV 2022, section 3).
+    from the rest by two 3 × 3 convolutions with a ReLU between (Yang et al., ECCV 2022; for classifiers their code
+    masks channels instead, which is not here).
 
     Args:
         student_channels, teacher_channels: of the features; a 1 × 1 convolution aligns them where they differ.
-        mask_ratio: probability that a position is masked, in [0, 1).
+        mask_ratio: probability that a position is masked, in [0, 1); 0.75 is the authors' for segmentation.
         seed: of the masks. use: tells the masks of several such modules apart.
 
     Raises:
@@ -53,7 +54,7 @@ class MaskedGeneration(nn.Module):
         student_channels: int,
         teacher_channels: int,
         *,
-        mask_ratio: float = 0.5,
+        mask_ratio: float = 0.75,
         seed: int = 0,
         use: str = "mgd",
     ) -> None:

@@ -21,16 +21,18 @@ def pair_wise_kd(
     grid: int = 0,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Σ_ij (a_ij^student − a_ij^teacher)² / M², mean over images; a scalar (Liu et al., CVPR 2019, section 3.1).
+    """Σ_ij (a_ij^student − a_ij^teacher)² / M², mean over images; a scalar (Liu et al., CVPR 2019).
 
     a_ij is the cosine similarity of the channels at nodes i and j of the map after max-pooling. The two (M, M)
-    matrices are not built where C < M, see :func:`similarity_distance`.
+    matrices are not built where C < M, see :func:`similarity_distance`. The authors' code gives the same values, but
+    holds the vectors' lengths constant in its gradient.
 
     Args:
         student, teacher: (N, C, H, W) logits or features of one size; C may differ. No gradient flows into the
             teacher's.
         scale: side of the pooled map over that of the map, in (0, 1]: ½ pools windows of 2 × 2, 1 does not pool.
-        grid: pool to grid × grid nodes instead, whatever the size; 2 is what the authors' code does with "½".
+        grid: pool to grid × grid nodes instead, whatever the size; 2 is what the authors' code makes of its scale of
+            ½, on features, with a weight of 0.5.
         valid: (N, H, W) bool, the positions that count; None for all. A node of void alone is left out.
 
     Raises:
