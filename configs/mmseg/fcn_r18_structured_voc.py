@@ -1,6 +1,7 @@
 # FCN on ResNet-18 learns from masks and from DeepLabV3, as fcn_r18_online_voc.py does, by a list of distillation
-# losses on logits and on layers of both networks: those of Liu et al., CVPR 2019, with their weights, and channel-wise
-# distillation (Shu et al., ICCV 2021) of the trunks' last layers. docs/components.md has the losses and their keys.
+# losses on logits and on layers of both networks: those of Liu et al., CVPR 2019, with the weights of their code for
+# a batch of one image, and channel-wise distillation (Shu et al., ICCV 2021) of the trunks' last layers.
+# docs/components.md has the losses and their keys.
 #   python tools/train_net.py --config-file configs/mmseg/fcn_r18_structured_voc.py
 #   python tools/test.py configs/mmseg/fcn_r18_structured_voc.py output/fcn_r18_structured_voc/model_final.pth
 _base_ = "./fcn_r18_online_voc.py"
