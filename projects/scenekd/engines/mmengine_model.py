@@ -88,9 +88,13 @@ class NativeModel(SceneKDModel):
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """As in BaseModel; then what trains itself, a critic, takes its own step."""
         logs: dict[str, Tensor] = super().train_step(data, optim_wrapper)
+        self.end_step()
+        return logs
+
+    def end_step(self) -> None:
+        """After the optimizer's step; a second call does nothing."""
         if hasattr(self.net, "end_step"):
             self.net.end_step()  # type: ignore[operator]
-        return logs
 
 
 def progress() -> tuple[int, int]:

@@ -111,7 +111,15 @@ def _bare(runner: Runner) -> Any:
 
 
 class _OneNetwork(Hook):
-    """Several processes evaluate one network, not each its own batch statistics."""
+    """Several processes evaluate one network, not each its own batch statistics, and end each step before it is saved:
+    their wrapper takes it itself, and does not ask the model."""
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """A critic's own step, where there is one."""
+        if hasattr(_bare(runner), "end_step"):
+            _bare(runner).end_step()
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Average them."""

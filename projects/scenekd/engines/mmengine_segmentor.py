@@ -106,9 +106,13 @@ class SceneKDEncoderDecoder(EncoderDecoder):
     def train_step(self, data: Any, optim_wrapper: Any) -> dict[str, Tensor]:
         """As in EncoderDecoder; then what trains itself, a critic, takes its own step."""
         logs: dict[str, Tensor] = super().train_step(data, optim_wrapper)
+        self.end_step()
+        return logs
+
+    def end_step(self) -> None:
+        """After the optimizer's step; a second call does nothing."""
         if self.distillation is not None:
             self.distillation.after_step()
-        return logs
 
     def loss(self, inputs: Tensor, data_samples: Sequence[SegDataSample]) -> dict[str, Tensor]:
         """Losses of a batch: ``decode.…``, ``aux.…`` or ``aux_0.…``, and ``distill.…``.
