@@ -83,9 +83,14 @@ class SceneKDStudent(nn.Module):
         logits: Tensor = self.network((images - self.pixel_mean) / self.pixel_std)
         return logits
 
+    @property
+    def output(self) -> str:
+        """The field of a Prediction that holds the logits."""
+        return "class_scores" if self.tasks == ("classification",) else "sem_seg"
+
     def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """The logits under the name of their task."""
-        return {self.tasks[0]: self.logits(images)}
+        """The logits under the name that a Prediction has for them."""
+        return {self.output: self.logits(images)}
 
     def forward(
         self, images: Tensor, targets: list[Target] | None = None
@@ -94,8 +99,7 @@ class SceneKDStudent(nn.Module):
         on the network's own grid (:meth:`Prediction.resize` makes the one interpolation)."""
         if not self.training:
             size = (images.shape[-2], images.shape[-1])
-            name = "class_scores" if self.tasks == ("classification",) else "sem_seg"
-            return [Prediction(size=size, **{name: one}) for one in self.logits(images)]
+            return [Prediction(size=size, **{self.output: one}) for one in self.logits(images)]
         if targets is None:
             raise ValueError("training mode needs targets")
         labels = self.labels(targets, images)

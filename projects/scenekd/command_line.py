@@ -9,6 +9,7 @@ from fvcore.common.config import CfgNode
 
 from .config import get_cfg, load_config
 from .predictor import open_config
+from .quantize import Int8Options
 
 
 def config_parser(description: str | None) -> argparse.ArgumentParser:
@@ -55,3 +56,29 @@ def split_words(words: Sequence[str], system: str) -> tuple[list[str], list[str]
         if word.split(".")[0] in keys:
             return list(words[:i]), list(words[i:])
     return list(words), []
+
+
+def add_int8_options(parser: argparse.ArgumentParser) -> None:
+    """Add --backend, --keep-float and --layers-only, see :func:`int8_options`."""
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        help="of torch's int8: onednn, x86, fbgemm, qnnpack; default: the first here",
+    )
+    parser.add_argument(
+        "--keep-float",
+        nargs="+",
+        default=[],
+        metavar="PATTERN",
+        help="modules of the bare network that torch's int8 leaves out, such as 'classifier.*'",
+    )
+    parser.add_argument(
+        "--layers-only",
+        action="store_true",
+        help="torch's int8 for layers with weights, and float maps between them",
+    )
+
+
+def int8_options(args: argparse.Namespace) -> Int8Options:
+    """What :func:`add_int8_options` has read."""
+    return Int8Options(args.backend, tuple(args.keep_float), args.layers_only)

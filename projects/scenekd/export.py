@@ -38,6 +38,7 @@ class Exported:
         path: the file. format: of :data:`FORMATS`. detail: the version of the format, or "".
         outputs: name → shape, with names for sizes that vary.
         comparison: how it differs from PyTorch.
+        same_class: of a file in int8, the share of answers (pixels, or images) whose class is the float network's.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Exported:
     detail: str
     outputs: dict[str, list[int | str]]
     comparison: Comparison
+    same_class: float | None = None
 
 
 def export(
@@ -81,7 +83,7 @@ def export(
     graph = ExportGraph(copy.deepcopy(net).cpu(), nms=nms).requires_grad_(False)
     about = graph.description(our_classes(cfg))
     prepare = Predictor(net, cfg).prepare
-    inputs = [prepare(image) for image in images or _drawn_scenes()]
+    inputs = [prepare(image) for image in images or drawn_scenes()]
     with torch.no_grad(), replacing(path) as temporary:
         runner, detail = _WRITERS[format](graph, temporary, about, opset)
         comparison = compare(graph, runner, inputs, TOLERANCE if tolerance is None else tolerance)
@@ -131,7 +133,8 @@ def _in_float64(graph: ExportGraph) -> Runner:
     return lambda images: {name: value.numpy() for name, value in double.named(images.double()).items()}
 
 
-def _drawn_scenes() -> list[np.ndarray]:
+def drawn_scenes() -> list[np.ndarray]:
+    """Two images to compare on, where none are given."""
     rng = np.random.default_rng(0)
     return [draw_random_scene(rng).picture.image for _ in range(2)]
 
@@ -143,9 +146,10 @@ def _write_onnx(
     return export_onnx.Session(path), f"opset {written}"
 
 
-def _write_torchscript(
-    graph: ExportGraph, path: Path, about: Mapping[str, str], opset: int | None
+def write_torchscript(
+    graph: ExportGraph, path: Path, about: Mapping[str, str], opset: int | None = None
 ) -> tuple[Runner, str]:
+    """Write ``graph`` as TorchScript; gives what was written, read back, and a word on the format (none)."""
     with quietly():
         # The boxes of a made-up image may differ in their order from one run to the next where scores are equal, so
         # that torch's own check is not asked; ours follows.
@@ -171,4 +175,4 @@ def _by_name(graph: ExportGraph, module: Callable[[Tensor], Sequence[Tensor]]) -
     return lambda images: {name: value.numpy() for name, value in zip(graph.names, module(images))}
 
 
-_WRITERS = {"onnx": _write_onnx, "torchscript": _write_torchscript, "torch_export": _write_torch_export}
+_WRITERS = {"onnx": _write_onnx, "torchscript": write_torchscript, "torch_export": _write_torch_export}

@@ -1,7 +1,7 @@
 """What is exported: a graph from pixels to named arrays, and the description that travels with it.
 
-B: images; S: side of the input; A: anchors; N: boxes kept; C: object classes; K = C + 1: dense classes, background
-first; h, w: the grid of the dense output.
+B: images; S: side of the input; A: anchors; N: boxes kept; C: classes; K = C + 1: dense classes, background first;
+h, w: the grid of the dense output.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ MEANINGS = {
     "labels": "class of each box, an index into classes",
     "scores": "of each box, 0…1, falling",
     "sem_seg": "logits of background and the C classes on a grid over the whole input",
+    "class_scores": "logits of the C classes of the whole image",
     "mask_logits": "of each box, on the same grid; above 0 on the object, inside the box",
     "prototypes": "P maps on the same grid; a box's mask logits are their sum weighed by its coefficients",
     "mask_coefficients": "of each box, P",
@@ -39,10 +40,11 @@ class ExportGraph(nn.Module):
     """(B, 3, S, S) float32 RGB in 0…255 → a tuple of arrays, named by :attr:`names`.
 
     Args:
-        net: a network with ``outputs(images)``, ``anchors`` and ``image_size``, as BlitzNet; it is put into
-            evaluation mode.
-        nms: False: ``class_probabilities`` (B, A, C + 1), ``boxes`` (B, A, 4) and ``sem_seg`` (B, K, h, w), and
-            whatever else the network's heads say. True: the network's own prediction for one image (B = 1):
+        net: a network with ``outputs(images)``, ``image_size`` and ``tasks``, and ``anchors`` where it detects, as
+            BlitzNet and the students of fcn_kd; it is put into evaluation mode.
+        nms: False: ``class_probabilities`` (B, A, C + 1), ``boxes`` (B, A, 4), ``sem_seg`` (B, K, h, w) and
+            ``class_scores`` (B, C), as far as there are tasks, and whatever else the network's heads say.
+            True: the network's own prediction for one image (B = 1):
             ``boxes`` (N, 4), ``labels`` (N,) int64, ``scores`` (N,), ``class_probabilities`` (N, C + 1),
             ``sem_seg`` (K, h, w) and ``mask_logits`` (N, h, w), as far as there are tasks; N differs from image to
             image.
@@ -53,9 +55,9 @@ class ExportGraph(nn.Module):
 
     def __init__(self, net: nn.Module, *, nms: bool) -> None:
         super().__init__()
-        if not all(hasattr(net, name) for name in ("outputs", "anchors", "image_size", "tasks")):
+        if not all(hasattr(net, name) for name in ("outputs", "image_size", "tasks")):
             raise UserError(
-                f"MODEL: a {type(net).__name__} cannot be exported; take a network of SYSTEM kd_mtl"
+                f"MODEL: a {type(net).__name__} cannot be exported; take a network of SYSTEM kd_mtl or fcn_kd"
             )
         self.net: Any
         self.net = net.eval()

@@ -87,22 +87,30 @@ def interleave(
     min_seconds: float = 0.1,
     warm: bool = True,
 ) -> Times:
-    """Time two sides in turn (A B A B …), so that a change of the machine's load meets both.
+    """Time two sides in turn, see :func:`take_turns`."""
+    return Times(*take_turns((ours, peer), repeats=repeats, min_seconds=min_seconds, warm=int(warm)))
+
+
+def take_turns(
+    sides: Sequence[Callable[[], object]], *, repeats: int, min_seconds: float = 0.1, warm: int = 1
+) -> list[list[float]]:
+    """Seconds a call of each side, timed in turn (A B A B …), so that a change of the machine's load meets all.
 
     Args:
         repeats: samples of each side.
         min_seconds: a sample repeats a short call until it lasts so long, and divides.
-        warm: call each side once before, untimed.
+        warm: untimed calls of each side before; 0: none, and one call makes a sample.
     """
-    times = Times([], [])
-    calls = [1, 1]
-    for side, work in enumerate((ours, peer)):
-        if warm:
+    times: list[list[float]] = [[] for _ in sides]
+    calls = [1] * len(sides)
+    for side, work in enumerate(sides):
+        for _ in range(warm):
             work()
+        if warm:
             calls[side] = max(1, round(min_seconds / max(_time(work, 1), 1e-7)))
     for _ in range(repeats):
-        times.ours.append(_time(ours, calls[0]))
-        times.peer.append(_time(peer, calls[1]))
+        for side, work in enumerate(sides):
+            times[side].append(_time(work, calls[side]))
     return times
 
 
