@@ -237,7 +237,7 @@ def test_what_export_refuses(fcn: tuple[Any, Any, Quantized], tmp_path: Path) ->
     cfg, net, _ = fcn
     for options, message in (
         ({"format": "torch_export"}, "--format: torch_export: int8 is written as torchscript or onnx"),
-        ({"format": "onnx", "options": Int8Options("x86")}, "--layers-only: belong to --format torchscript"),
+        ({"format": "onnx", "options": Int8Options("x86")}, "--keep-float: belong to --format torchscript"),
     ):
         if options["format"] == "onnx":
             pytest.importorskip("onnxruntime")

@@ -81,9 +81,7 @@ def write(args: argparse.Namespace, cfg: CfgNode, net: nn.Module, images: Sequen
     """The file in float or int8."""
     if args.quantize is None:
         if int8_options(args) != Int8Options():
-            raise UserError(
-                "--backend, --keep-float, --layers-only: belong to --quantize; add it, or leave them out"
-            )
+            raise UserError("--backend, --keep-float: belong to --quantize; add it, or leave them out")
         options = {"nms": args.nms, "opset": args.opset, "tolerance": args.tolerance}
         return export(net, cfg, args.output, format=args.format, images=images, **options)
     if args.nms or args.opset is not None or args.tolerance is not None:

@@ -59,7 +59,7 @@ def split_words(words: Sequence[str], system: str) -> tuple[list[str], list[str]
 
 
 def add_int8_options(parser: argparse.ArgumentParser) -> None:
-    """Add --backend, --keep-float and --layers-only, see :func:`int8_options`."""
+    """Add --backend and --keep-float, see :func:`int8_options`."""
     parser.add_argument(
         "--backend",
         default="auto",
@@ -72,13 +72,8 @@ def add_int8_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="modules of the bare network that torch's int8 leaves out, such as 'classifier.*'",
     )
-    parser.add_argument(
-        "--layers-only",
-        action="store_true",
-        help="torch's int8 for layers with weights, and float maps between them",
-    )
 
 
 def int8_options(args: argparse.Namespace) -> Int8Options:
     """What :func:`add_int8_options` has read."""
-    return Int8Options(args.backend, tuple(args.keep_float), args.layers_only)
+    return Int8Options(args.backend, tuple(args.keep_float))

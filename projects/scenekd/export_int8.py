@@ -65,7 +65,7 @@ def export_int8(
         export_onnx.require_onnx()
         if options not in (None, Int8Options()):
             raise UserError(
-                "--backend, --keep-float, --layers-only: belong to --format torchscript; leave them out with onnx"
+                "--backend, --keep-float: belong to --format torchscript; leave them out with onnx"
             )
     graph = ExportGraph(copy.deepcopy(net).cpu(), nms=False).requires_grad_(False)
     about, prepare = graph.description(our_classes(cfg)), Predictor(net, cfg).prepare

@@ -38,13 +38,10 @@ class Int8Options:
     Attributes:
         backend: ``auto`` or one of :data:`BACKENDS`.
         keep_float: patterns (``classifier.*``) of module paths below the bare network that stay in float.
-        layers_only: convolutions and linear layers alone are int8, with what is folded into them; maps between them
-            are float, which loses less and is slower.
     """
 
     backend: str = "auto"
     keep_float: tuple[str, ...] = ()
-    layers_only: bool = False
 
 
 @dataclass
@@ -107,6 +104,10 @@ def using(backend: str) -> Iterator[None]:
 def quantize(net: Any, batches: Sequence[Tensor], options: Int8Options | None = None) -> Quantized:
     """An int8 copy of ``net``, on the CPU and in evaluation mode; ``net`` stays as it is.
 
+    In a network with PReLU, which stays float (:class:`.quantize_trace.FloatPReLU`), the convolutions and linear layers
+    alone are int8 and the maps between them float: each would have to be rounded between the two anyway. In others
+    all is int8 that torch has in int8.
+
     Args:
         net: with ``network``, from normalised images to logits, and ``pixel_mean`` and ``pixel_std``, as the students
             of fcn_kd.
@@ -133,7 +134,14 @@ def quantize(net: Any, batches: Sequence[Tensor], options: Int8Options | None = 
                 observed(batch)
             copied.network = convert_fx(observed)
             copied.network(inputs[0][:1])
-        except (RuntimeError, ValueError, NotImplementedError, AttributeError, TypeError) as error:
+        except (
+            RuntimeError,
+            ValueError,
+            NotImplementedError,
+            AttributeError,
+            TypeError,
+            LookupError,
+        ) as error:
             raise UserError(
                 f"MODEL: torch cannot quantise this {type(net.network).__name__} ({first_line(error)[:160]})"
             ) from error
@@ -146,11 +154,9 @@ def quantize(net: Any, batches: Sequence[Tensor], options: Int8Options | None = 
 def _mapping(network: nn.Module, backend: str, options: Int8Options) -> QConfigMapping:
     # torch's usual choice for each: histograms, 8 or 7 bit, weights by channel; qnnpack's own has them by tensor
     mapping = get_default_qconfig_mapping("x86" if backend in _SEVEN_BIT else "onednn")
-    if options.layers_only:
-        usual, mapping = mapping.global_qconfig, QConfigMapping()
-        # ReLU is part of the convolution before it, which torch.ao demands to be asked for alike
-        for kind in (nn.Conv2d, nn.Linear, nn.ReLU, nn.functional.relu, torch.relu):
-            mapping.set_object_type(kind, usual)
+    if any(isinstance(module, nn.PReLU) for module in network.modules()):
+        usual = mapping.global_qconfig
+        mapping = QConfigMapping().set_object_type(nn.Conv2d, usual).set_object_type(nn.Linear, usual)
     paths = [path for path, _ in network.named_modules() if path]
     for pattern in options.keep_float:
         matched = [path for path in paths if fnmatchcase(path, pattern)]

@@ -1,8 +1,8 @@
 """int8 ONNX: a float file of ours, quantised by onnxruntime's own static quantisation.
 
 torch's exporter has no translation of the int8 operators that torch's quantisation writes, so that the scales are
-found again, on the same images: smallest and largest value of each map (onnxruntime's MinMax). Weights have a scale
-for each channel; the file holds QuantizeLinear and DequantizeLinear around float operators (QDQ), which onnxruntime
+found again, on the same images: the mean over them of a map's smallest and of its largest value, which one image with
+an outlier does not decide (onnxruntime's MinMax with CalibMovingAverage). Weights have a scale for each channel; the file holds QuantizeLinear and DequantizeLinear around float operators (QDQ), which onnxruntime
 fuses to int8 ones when it loads it.
 """
 
@@ -54,6 +54,7 @@ def quantize_onnx(source: Path, path: Path, batches: Sequence[Tensor]) -> str:
             logging.root.setLevel(logging.ERROR)  # its advice goes to the root logger
             # folds batch normalisation into convolutions; the shapes are in the file already
             quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+            slopes = any(node.op_type == "PRelu" for node in onnx.load(ready).graph.node)
             quantize_static(
                 str(ready),
                 str(path),
@@ -62,6 +63,9 @@ def quantize_onnx(source: Path, path: Path, batches: Sequence[Tensor]) -> str:
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
+                # PRelu stays float, and then the maps around it, as in our own int8 by torch
+                op_types_to_quantize=["Conv", "Gemm", "MatMul"] if slopes else None,
+                extra_options={"CalibMovingAverage": True},
             )
         except Exception as error:  # its own exception types, and whatever a graph makes of its code
             raise UserError(

@@ -27,7 +27,7 @@ from .evaluation.run import evaluate
 from .experiment import Experiment
 from .export import Runner, export
 from .export_int8 import export_int8
-from .export_onnx import Session, require_onnx
+from .export_onnx import Session, quietly, require_onnx
 from .files import write_text
 from .quantize import Int8Options, choose_backend, using
 from .report_html import number, table, write_page
@@ -226,7 +226,8 @@ class _TorchScript:
     """A file, run by torch: ``run(images)`` → arrays by name."""
 
     def __init__(self, path: Path, names: tuple[str, ...]) -> None:
-        self.module, self.names = torch.jit.load(str(path)), names
+        with quietly():
+            self.module, self.names = torch.jit.load(str(path)), names
 
     def __call__(self, images: Tensor) -> dict[str, Any]:
         return {name: value.numpy() for name, value in zip(self.names, self.module(images))}
