@@ -65,7 +65,7 @@ def test_a_classifier(format: str, tmp_path: Path, images: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("network", "overrides"),
     [
-        ("espnetv2_0.5", ()),
+        pytest.param("espnetv2_0.5", (), marks=pytest.mark.slow),
         ("lraspp_mobilenet_v3_large", ()),
         ("deeplabv3_resnet18", (*NARROW[:2], "MODEL.FCN_KD.NORM", "GN")),
     ],

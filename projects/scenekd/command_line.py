@@ -67,10 +67,10 @@ def add_int8_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep-float",
-        nargs="+",
+        action="append",
         default=[],
         metavar="PATTERN",
-        help="modules of the bare network that torch's int8 leaves out, such as 'classifier.*'",
+        help="modules of the bare network that torch's int8 leaves out, such as 'classifier.*'; may be repeated",
     )
 
 

@@ -1,7 +1,6 @@
 """Export of a network in int8: TorchScript by torch's quantisation, ONNX by onnxruntime's.
 
-``torch.export`` and torch's ONNX exporter have no translation of torch's int8 operators, whose weights are packed for
-one backend.
+``torch.export``, and torch's ONNX exporter that follows it, stop at the int8 weights, which are packed for one backend.
 """
 
 from __future__ import annotations

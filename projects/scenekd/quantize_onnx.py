@@ -1,9 +1,9 @@
 """int8 ONNX: a float file of ours, quantised by onnxruntime's own static quantisation.
 
-torch's exporter has no translation of the int8 operators that torch's quantisation writes, so that the scales are
-found again, on the same images: the mean over them of a map's smallest and of its largest value, which one image with
-an outlier does not decide (onnxruntime's MinMax with CalibMovingAverage). Weights have a scale for each channel; the file holds QuantizeLinear and DequantizeLinear around float operators (QDQ), which onnxruntime
-fuses to int8 ones when it loads it.
+torch's exporter stops at the packed int8 weights that torch's quantisation makes, so that the scales are found again,
+on the same images: the mean over them of a map's smallest and of its largest value, which no single outlier decides
+(onnxruntime's MinMax with CalibMovingAverage). Weights have a scale for each channel; the file holds QuantizeLinear and
+DequantizeLinear around float operators (QDQ), which onnxruntime fuses to int8 ones when it loads it.
 """
 
 from __future__ import annotations

@@ -73,13 +73,13 @@ class Ladder:
     def rows(self) -> Iterator[list[str]]:
         """As text: step, score, speed, milliseconds, megabytes, detail."""
         for step in self.steps:
-            low_high = "" if step.speedup is None else f"{step.speedup[0]:.2f}"
+            speed = "" if step.speedup is None else f"{step.speedup[0]:.2f}"
             if step.speedup is not None and step.name != FLOAT:
-                low_high += f" [{step.speedup[1]:.2f} … {step.speedup[2]:.2f}]"
+                speed += f" [{step.speedup[1]:.2f} … {step.speedup[2]:.2f}]"
             yield [
                 step.name,
                 number(step.score),
-                low_high,
+                speed,
                 number(None if step.seconds is None else 1e3 * step.seconds, 1),
                 number(None if step.bytes is None else step.bytes / 1e6),
                 step.detail,
