@@ -38,6 +38,7 @@ class Exported:
         path: the file. format: of :data:`FORMATS`. detail: the version of the format, or "".
         outputs: name → shape, with names for sizes that vary.
         comparison: how it differs from PyTorch.
+        run: what was read back: images → arrays by name.
         same_class: of a file in int8, the share of answers (pixels, or images) whose class is the float network's.
     """
 
@@ -46,6 +47,7 @@ class Exported:
     detail: str
     outputs: dict[str, list[int | str]]
     comparison: Comparison
+    run: Runner
     same_class: float | None = None
 
 
@@ -91,7 +93,8 @@ def export(
             comparison.rounding = compare(graph, _in_float64(graph), inputs, TOLERANCE)
         if comparison.problem:
             raise UserError(f"{path}: not written: {comparison.problem}")
-    return Exported(path, format, detail, {name: graph.dimensions(name) for name in graph.names}, comparison)
+    outputs = {name: graph.dimensions(name) for name in graph.names}
+    return Exported(path, format, detail, outputs, comparison, runner)
 
 
 @torch.no_grad()

@@ -84,7 +84,8 @@ def export_int8(
                 same = same_class(graph, runner, inputs)
         if comparison.problem:
             raise UserError(f"{path}: not written: {comparison.problem}")
-    return Exported(path, format, detail, {n: graph.dimensions(n) for n in graph.names}, comparison, same)
+    outputs = {name: graph.dimensions(name) for name in graph.names}
+    return Exported(path, format, detail, outputs, comparison, runner, same)
 
 
 def same_class(graph: ExportGraph, exported: Runner, inputs: Sequence[Tensor]) -> float:

@@ -25,9 +25,9 @@ from .errors import UserError
 from .evaluation.evaluator import Evaluator
 from .evaluation.run import evaluate
 from .experiment import Experiment
-from .export import Runner, export
+from .export import export
 from .export_int8 import export_int8
-from .export_onnx import Session, quietly, require_onnx
+from .export_onnx import Session, require_onnx
 from .files import write_text
 from .quantize import Int8Options, choose_backend, using
 from .report_html import number, table, write_page
@@ -213,24 +213,9 @@ def _files(
         else:
             chosen = options if format == "torchscript" else None
             written = export_int8(net, cfg, path, batches, format=format, options=chosen, images=images)
-        run: Runner
-        if format == "onnx":
-            run = Session(path, torch.get_num_threads())
-        else:
-            with using(options.backend):
-                run = _TorchScript(path, tuple(written.outputs))
+        # onnxruntime is told its threads when it opens a file
+        run = Session(path, torch.get_num_threads()) if format == "onnx" else written.run
         yield _Side(Step(name, path.name, path.stat().st_size, detail=written.detail), run, options.backend)
-
-
-class _TorchScript:
-    """A file, run by torch: ``run(images)`` → arrays by name."""
-
-    def __init__(self, path: Path, names: tuple[str, ...]) -> None:
-        with quietly():
-            self.module, self.names = torch.jit.load(str(path)), names
-
-    def __call__(self, images: Tensor) -> dict[str, Any]:
-        return {name: value.numpy() for name, value in zip(self.names, self.module(images))}
 
 
 def _score(
