@@ -162,12 +162,15 @@ def test_interrupted_runs_go_on(fake, tmp_path):
 
 
 def test_settings_that_do_not_matter(fake, tmp_path):
-    """How often a run is saved, and where the folder lies, make no other run of it."""
+    """How often a run is saved, where the folder lies, and what else is measured make no other run of it."""
     study = make_study(tmp_path / "a", ["4.1c"], seeds=1)
     study.run_rows(study.rows)
     (tmp_path / "a").rename(tmp_path / "b")
     again = make_study(tmp_path / "b", ["4.1c"], seeds=1, overrides=("SOLVER.CHECKPOINT_PERIOD", "7"))
     assert list(again.runs.finished(again.rows[0])) == [0]
+    for metrics, found in (("('sem_seg',)", []), ("('segm', 'bbox', 'sem_seg')", [0])):
+        again = make_study(tmp_path / "b", ["4.1c"], seeds=1, overrides=("TEST.METRICS", metrics))
+        assert list(again.runs.finished(again.rows[0])) == found
 
 
 def test_stage_with_other_settings_is_refused(fake, tmp_path):

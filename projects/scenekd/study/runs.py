@@ -134,7 +134,7 @@ class Runs:
 
     def settings(self, cfg: CfgNode, name: str = "") -> dict[str, Any]:
         """What makes the run in the folder ``name`` what it is; see :mod:`.identity`."""
-        return settings_of(cfg, name, self.spec.simplify)
+        return settings_of(cfg, name, self.spec.relevant)
 
     def state(self, run: Run) -> State:
         """What the folder of a run holds.
@@ -145,7 +145,7 @@ class Runs:
         there = [name for name in (RESULTS, checkpoint.LAST) if (run.folder / name).is_file()]
         if not there:
             return State.NEW
-        was = settings_in(run.config, run.name, self.spec.simplify)
+        was = settings_in(run.config, run.name, self.spec.relevant)
         difference = first_difference(was, self.settings(run.cfg, run.name))
         if difference:
             raise UserError(

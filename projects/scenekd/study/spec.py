@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
 
 from ..config import import_system
 from ..errors import UserError
@@ -34,7 +37,7 @@ class StudySpec:
         title: of the page.
         folder: of the experiments; ``rows.yaml`` and ``presets/<name>.yaml`` lie in it.
         metrics: in the order of the page's columns.
-        simplify: see :func:`.identity.settings_of`.
+        simplify: see :func:`.identity.settings_of`; called by :meth:`relevant`.
     """
 
     system: str
@@ -46,6 +49,14 @@ class StudySpec:
     def metric(self, name: str) -> Metric:
         """By its name."""
         return next(metric for metric in self.metrics if metric.name == name)
+
+    def relevant(self, cfg: CfgNode, keys: dict[str, Any]) -> dict[str, Any]:
+        """The settings that tell runs apart: of ``TEST.METRICS`` those on the page, whose scores no other can change,
+        so that results stand when the library learns to measure something else; then ``simplify``.
+        """
+        shown = {metric.task for metric in self.metrics}
+        keys = {**keys, "TEST.METRICS": sorted(shown.intersection(cfg.TEST.METRICS))}
+        return self.simplify(cfg, keys) if self.simplify else keys
 
 
 def find_study(system: str) -> StudySpec:
