@@ -55,6 +55,7 @@ def test_names_build_ours_in_every_scope(scope, scenes):
     configs = [
         (MODELS, SEG_MODELS, {"type": "BlitzNet", **TINY}),
         (MODELS, SEG_MODELS, {"type": "SceneKDStudent", "network": "espnetv2_0.5", "num_classes": 3}),
+        (MODELS, SEG_MODELS, {"type": "SceneKDMaskedContext", "trunk_width": 8, "num_classes": 3}),
         (MODELS, SEG_MODELS, {"type": "SoftLabelCrossEntropy", "temperature": 2.0}),
         (MODELS, SEG_MODELS, {"type": "SceneKDHintonLoss", "temperature": 2.0}),
         (MODELS, SEG_MODELS, {"type": "SceneKDCWDLoss", "temperature": 2.0}),
@@ -73,6 +74,7 @@ def test_names_build_ours_in_every_scope(scope, scenes):
         ),
         (TRANSFORMS, SEG_TRANSFORMS, {"type": "SceneKDPackInputs"}),
         (METRICS, SEG_METRICS, {"type": "SceneKDMetric", "evaluator": {**data, "tasks": ("bbox",)}}),
+        (METRICS, SEG_METRICS, {"type": "SceneKDHiddenObjectMetric", "classes": CLASSES}),
     ]
     with DefaultScope.overwrite_default_scope(scope):
         for root, seg, config in configs:
@@ -108,7 +110,7 @@ def test_published_names_carry_scenekd():
         name
         for registry in (MODELS, DATASETS, TRANSFORMS, HOOKS, METRICS)
         for name, module in registry.module_dict.items()
-        if module.__module__.startswith(("scenekd.", "kd_mtl", "fcn_kd"))
+        if module.__module__.startswith(("scenekd.", "kd_mtl", "fcn_kd", "blindnet"))
     }
     assert {name for name in names if not name.startswith("SceneKD")} == {"BlitzNet", "SoftLabelCrossEntropy"}
 

@@ -7,6 +7,7 @@ from scenekd.config import register_system_defaults
 from .config import add_blindnet_config
 from .hooks import BlindNetHooks
 from .model import BlindNet, build_model
+from .registered import RegisteredMaskedContext
 
 register_system_defaults("blindnet", add_blindnet_config)
 
@@ -18,4 +19,4 @@ def tasks_of(cfg: CfgNode) -> tuple[str, ...]:
     return ("detection",)
 
 
-__all__ = ["HOOKS", "BlindNet", "add_blindnet_config", "build_model", "tasks_of"]
+__all__ = ["HOOKS", "BlindNet", "RegisteredMaskedContext", "add_blindnet_config", "build_model", "tasks_of"]

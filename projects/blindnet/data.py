@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 from fvcore.common.config import CfgNode
 
-from scenekd.data.holes import areas, covered_shares, extents
+from scenekd.data.holes import areas
 from scenekd.data.mapper import Mapper, no_crowd
 from scenekd.data.records import Dataset, Record
 from scenekd.data.transforms import build_transforms
 from scenekd.errors import UserError
-from scenekd.hidden import HiddenObject
 from scenekd.sample import Sample
 from scenekd.sampling import STREAM_HIDE, draw_rng
 from scenekd.teachers.options import our_classes
 
 from .config import KEY
-from .hiding import Hider, stable_number
+from .hiding import Hider, case_rng
 from .truth import scene_types
 
 logger = logging.getLogger(__name__)
@@ -80,26 +79,16 @@ def enumerate_objects(dataset: Dataset, hider: Hider, side: int) -> list[Record]
         boxes = record.boxes * np.array([side / width, side / height] * 2, np.float32)
         difficult = np.zeros(len(boxes), bool) if record.difficult is None else record.difficult
         single = no_crowd(record)
-        allowed = hider.admissible(boxes[single], difficult[single], (side, side))
-        for place, shapes in zip(np.flatnonzero(single), allowed.T):
-            if not shapes.any():
-                continue
-            key = f"{record.image_id}#{place}"
-            rows = np.flatnonzero(shapes)
-            shape = hider.shapes[rows[stable_number(key) % len(rows)]]
-            bounds = extents(boxes[place][None], shape, (side, side), hider.margin)
-            others = np.delete(boxes, place, axis=0)[np.delete(single, place)]
-            seen = covered_shares(bounds[0], others) <= hider.others_covered
-            hidden = HiddenObject(
-                picture=record.image_id,
-                place=int(place),
-                label=int(record.labels[place]),
-                shape=shape,
-                ratio=float(areas(bounds)[0] / side**2),
-                visible=int(seen.sum()),
-                scene=scenes.get(record.image_id, ""),
-            )
-            cases.append(dataclasses.replace(record, image_id=key, hidden=hidden))
+        hidden = hider.cases(
+            record.image_id,
+            boxes[single],
+            record.labels[single],
+            difficult[single],
+            (side, side),
+            places=np.flatnonzero(single),
+            scene=scenes.get(record.image_id, ""),
+        )
+        cases += [dataclasses.replace(record, image_id=case.name, hidden=case) for case in hidden]
     return cases
 
 
@@ -161,8 +150,7 @@ class HidingMapper(Mapper):
         case = record.hidden
         assert case is not None
         place = int(no_crowd(record)[: case.place].sum())
-        rng = draw_rng(self.seed, stable_number(record.image_id), STREAM_HIDE)
-        return self.hider.hide(sample, place, case.shape, rng)
+        return self.hider.hide(sample, place, case.shape, case_rng(self.seed, record.image_id))
 
     def _read(self, record: Record, index: int) -> Sample:
         """As the base class; the cases of one picture follow one another, so an evaluation reads it once."""

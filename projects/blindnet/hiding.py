@@ -26,8 +26,9 @@ from scenekd.data.holes import (
 )
 from scenekd.data.instance_masks import sample_masks
 from scenekd.errors import UserError
-from scenekd.hidden import HiddenRegion
+from scenekd.hidden import HiddenObject, HiddenRegion
 from scenekd.sample import Sample
+from scenekd.sampling import STREAM_HIDE, draw_rng
 from scenekd.teachers.options import our_classes
 
 from .config import KEY
@@ -112,6 +113,45 @@ class Hider:
                 allowed[row] &= ~covered.any(axis=1)
         return allowed if self.difficult else allowed & ~difficult
 
+    def cases(
+        self,
+        picture: str,
+        boxes: np.ndarray,
+        labels: np.ndarray,
+        difficult: np.ndarray,
+        size: tuple[int, int],
+        *,
+        places: np.ndarray | None = None,
+        scene: str = "",
+    ) -> list[HiddenObject]:
+        """One case for each object of a picture that can be hidden, in their order.
+
+        Args:
+            picture: image id. boxes: (N, 4) in a picture of ``size`` (H, W). labels, difficult: (N,).
+            places: (N,) what the objects are numbered by; by default 0…N−1.
+            scene: type of scene.
+        """
+        numbers = np.arange(len(boxes)) if places is None else places
+        found = []
+        for i, (place, shapes) in enumerate(zip(numbers, self.admissible(boxes, difficult, size).T)):
+            rows = np.flatnonzero(shapes)
+            if not len(rows):
+                continue
+            shape = self.shapes[rows[stable_number(f"{picture}#{place}") % len(rows)]]
+            bounds = extents(boxes[i][None], shape, size, self.margin)
+            seen = covered_shares(bounds[0], np.delete(boxes, i, axis=0)) <= self.others_covered
+            case = HiddenObject(
+                picture=picture,
+                place=int(place),
+                label=int(labels[i]),
+                shape=shape,
+                ratio=float(areas(bounds)[0] / (size[0] * size[1])),
+                visible=int(seen.sum()),
+                scene=scene,
+            )
+            found.append(case)
+        return found
+
     def choose(self, sample: Sample, rng: np.random.Generator) -> tuple[int, str] | None:
         """An object of a sample, and the shape of its hole, at random: any shape that has a candidate, then any of its
         candidates; None where there is none."""
@@ -158,3 +198,8 @@ class Hider:
 def stable_number(key: str) -> int:
     """A number that follows from a name alone, for choices that must not depend on the order of a list."""
     return zlib.crc32(key.encode())
+
+
+def case_rng(seed: int, name: str) -> np.random.Generator:
+    """What is drawn for a case of an evaluation follows from its name alone."""
+    return draw_rng(seed, stable_number(name), STREAM_HIDE)

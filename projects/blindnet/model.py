@@ -145,19 +145,35 @@ NETWORKS: dict[str, Callable[[CfgNode, int], HiddenObjectNetwork]] = {
 }
 
 
-def build_model(cfg: CfgNode, *, pretrained: bool = True) -> BlindNet:
-    """What :func:`scenekd.models.build_model` calls for this system.
+def build_network(cfg: CfgNode) -> HiddenObjectNetwork:
+    """The network of ``cfg.MODEL.BLINDNET``, without its normalisation.
 
     Raises:
         UserError: no such network, or a value out of range.
     """
-    node = cfg.MODEL.BLINDNET
-    if node.NETWORK not in NETWORKS:
-        raise UserError(f"{KEY}.NETWORK: {node.NETWORK!r}; choose one of {', '.join(NETWORKS)}")
-    classes = len(our_classes(cfg))
+    name = cfg.MODEL.BLINDNET.NETWORK
+    if name not in NETWORKS:
+        raise UserError(f"{KEY}.NETWORK: {name!r}; choose one of {', '.join(NETWORKS)}")
     try:
-        network = NETWORKS[node.NETWORK](cfg, classes)
-        net = BlindNet(network, classes, class_weights=node.CLASS_WEIGHTS)
+        return NETWORKS[name](cfg, len(our_classes(cfg)))
+    except ValueError as error:
+        raise UserError(f"{KEY}: {error}") from None
+
+
+def build_model(
+    cfg: CfgNode, *, pretrained: bool = True, kind: Callable[..., BlindNet] = BlindNet
+) -> BlindNet:
+    """What :func:`scenekd.models.build_model` calls for this system.
+
+    Args:
+        kind: makes the model of the arguments of :class:`BlindNet`.
+
+    Raises:
+        UserError: no such network, or a value out of range.
+    """
+    network = build_network(cfg)
+    try:
+        net = kind(network, len(our_classes(cfg)), class_weights=cfg.MODEL.BLINDNET.CLASS_WEIGHTS)
     except ValueError as error:
         raise UserError(f"{KEY}: {error}") from None
     net.image_size = cfg.INPUT.SIZE

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 
 @dataclass
@@ -44,3 +46,21 @@ class HiddenObject:
     ratio: float
     visible: int
     scene: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of the case, ``<image id>#<place>``."""
+        return f"{self.picture}#{self.place}"
+
+
+@dataclass(frozen=True)
+class HiddenScores:
+    """A network's word on every object of one picture, each hidden in turn. M: objects; C: classes.
+
+    Attributes:
+        cases: M objects; none where nothing in the picture can be hidden.
+        scores: (M, C), whose softmax is the probability of each class.
+    """
+
+    cases: Sequence[HiddenObject]
+    scores: Tensor

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .hidden import HiddenRegion
+from .hidden import HiddenRegion, HiddenScores
 from .masks import masks_from_logits
 from .source_weights import TASKS, SourceWeights
 
@@ -238,6 +238,7 @@ class Prediction:
         mask_logits: (N, h, w) of the boxes, over the whole image, or None where there is no such task.
         masks: (N, height, width) bool, inside the boxes, once resized.
         class_scores: (C,) logits of the whole image, or None where the network has no such task.
+        hidden: of a network that hides the objects of the image itself, else None.
         size: (height, width) that ``boxes`` and ``masks`` refer to.
     """
 
@@ -250,6 +251,7 @@ class Prediction:
     mask_logits: Tensor | None = None
     masks: Tensor | None = None
     class_scores: Tensor | None = None
+    hidden: HiddenScores | None = None
 
     def resize(self, height: int, width: int) -> Prediction:
         """The prediction at another image size: boxes scaled and clipped, logits bilinearly resized; masks are

@@ -20,6 +20,7 @@ from ..config import add_scenekd_config, import_systems
 from ..errors import UserError
 from .detectron2_data import SceneKDDatasetMapper, check_format, register_datasets, with_classes
 from .detectron2_detectors import SceneKDFastRCNNOutputLayers, SceneKDRetinaNet, SceneKDROIHeads, SceneKDRPN
+from .detectron2_evaluators import SceneKDHiddenObjectEvaluator
 from .detectron2_masks import SceneKDMaskRCNNHead
 from .detectron2_model import NativeMetaArch
 from .detectron2_semantic import SceneKDPanopticFPN, SceneKDSemanticSegmentor, SceneKDSemSegFPNHead
@@ -27,6 +28,7 @@ from .detectron2_semantic import SceneKDPanopticFPN, SceneKDSemanticSegmentor, S
 __all__ = [
     "SceneKDDatasetMapper",
     "SceneKDFastRCNNOutputLayers",
+    "SceneKDHiddenObjectEvaluator",
     "SceneKDMaskRCNNHead",
     "SceneKDPanopticFPN",
     "SceneKDROIHeads",

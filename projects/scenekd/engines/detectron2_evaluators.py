@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, DatasetEvaluators, SemSegEvaluator
+from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 
 from ..data.catalog import Dataset
 from ..evaluation.evaluator import Evaluator
+from ..evaluation.hidden_pictures import HiddenPictures
 from ..report_panels import PanelFolder
 from ..visualize import View
 from .datasets import register_in_detectron2
@@ -78,6 +80,37 @@ class PanelEvaluator(DatasetEvaluator):
         """No result."""
 
 
+class SceneKDHiddenObjectEvaluator(DatasetEvaluator):
+    """How high SceneKDMaskedContext ranks the true class of every object that it hides, see
+    :mod:`scenekd.evaluation.hidden_objects`; cases are keyed by image and object, and merged over processes.
+
+    Args:
+        classes: C names, such as the metadata's ``thing_classes``.
+        bootstrap: resamples of the images for 95 % intervals, which stay in ``latest``; 0: none. seed: of them.
+    """
+
+    def __init__(self, classes: Sequence[str], *, bootstrap: int = 0, seed: int = 0) -> None:
+        self.pictures = HiddenPictures(classes, bootstrap=bootstrap, seed=seed)
+        self.latest: dict[str, dict[str, Any]] = {}
+
+    def reset(self) -> None:
+        """Forget all images."""
+        self.pictures.reset()
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Record all that was hidden in each image."""
+        for item, output in zip(inputs, outputs):
+            self.pictures.add(str(item["image_id"]), output.get("hidden_objects"))
+
+    def evaluate(self) -> dict[str, dict[str, Any]]:
+        """``{"hidden_object": …}``, in every process: what is one number, as detectron2 wants it; all stays in
+        ``latest``."""
+        self.pictures.merge(comm.all_gather(self.pictures.state()))
+        self.latest = self.pictures.summarize()
+        own = self.latest["hidden_object"]
+        return {"hidden_object": {k: v for k, v in own.items() if isinstance(v, (int, float))}}
+
+
 def framework_evaluators(data: Dataset, cfg: CfgNode, tasks: tuple[str, ...]) -> DatasetEvaluators:
     """SemSegEvaluator and COCOEvaluator for the tasks, on ``data`` registered under a name of its own; ours for
     what detectron2 does not know."""
@@ -100,6 +133,10 @@ def framework_evaluators(data: Dataset, cfg: CfgNode, tasks: tuple[str, ...]) ->
         coco = COCOEvaluator(name, tasks=tuple(objects), output_dir=str(folder), use_fast_impl=False)
         evaluators.append(_Percent(coco, objects, {"mAP": "AP"}))
     own = tuple(task for task in ("classification", "hidden_object") if task in tasks)
+    if "hidden_object" in own and all(record.hidden is None for record in data.records):
+        # Whole pictures: the network hides their objects itself.
+        own = tuple(task for task in own if task != "hidden_object")
+        evaluators.append(SceneKDHiddenObjectEvaluator(data.classes))
     if own:
         evaluators.append(SceneKDEvaluator(Evaluator.from_config(data, cfg, own)))
     return DatasetEvaluators(evaluators)

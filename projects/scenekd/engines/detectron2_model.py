@@ -146,4 +146,6 @@ def _output(prediction: Prediction, item: dict[str, Any]) -> dict[str, Any]:
         output["sem_seg"] = resized.sem_seg
     if resized.class_scores is not None:
         output["class_scores"] = resized.class_scores
+    if resized.hidden is not None:
+        output["hidden_objects"] = resized.hidden
     return output

@@ -23,7 +23,7 @@ from ..config import apply_overrides, native_text, read_config
 from ..data.catalog import load_dataset
 from ..errors import UserError
 from ..evaluation.evaluator import METRIC_OF
-from ..models import average_buffers
+from ..models import NO_FILE, average_buffers
 from ..report_panels import PanelFolder
 from .detectron2 import SceneKDDatasetMapper, add_scenekd_config, register_datasets
 from .detectron2_data import with_classes
@@ -104,6 +104,11 @@ class NativeCheckpointer(DetectionCheckpointer):
         """Write OUTPUT_DIR/name.pth."""
         weights = self.model.state_dict()
         super().save(name, state_dict=weights, config=self.text, format=checkpoint.FORMAT, **more)
+
+    def load(self, path: str, *args: Any, **options: Any) -> dict[str, Any]:
+        """As detectron2's; ``torchvision`` is no file: the network has loaded its trunk's weights already."""
+        found: dict[str, Any] = super().load("" if path in NO_FILE else path, *args, **options)
+        return found
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         # detectron2 unpickles whatever a .pkl holds; a zoo's files are arrays and nothing else.

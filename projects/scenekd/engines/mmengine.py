@@ -12,7 +12,11 @@ from torch import nn
 
 from .. import registry
 from ..config import import_systems
-from . import mmengine_loss_maps, mmengine_parts  # noqa: F401 - register losses; loop, hook and metric
+from . import (  # noqa: F401 - register a metric; losses; loop, hook and metric
+    mmengine_hidden,
+    mmengine_loss_maps,
+    mmengine_parts,
+)
 from .mmengine_annotations import SceneKDLoadAnnotations
 from .mmengine_data import SceneKDDataset
 from .mmengine_geometry import SceneKDGeometry

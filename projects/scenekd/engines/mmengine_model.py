@@ -63,7 +63,9 @@ class SceneKDModel(BareKeys, BaseModel):
         if mode != "predict":
             raise ValueError(f"mode must be loss, predict or tensor, got {mode!r}")
         samples = data_samples or [SegDataSample() for _ in inputs]
-        told = [sample for sample in samples if isinstance(sample, Target)]
+        told = None
+        if getattr(self.net, "wants_targets", False):
+            told = [to_target(sample) for sample in samples]
         predictions = predict(self.net, inputs, told)
         return [to_sample(p, s, inputs.shape[-2:]) for p, s in zip(predictions, samples)]
 
@@ -180,4 +182,6 @@ def to_sample(
             output.pred_instances.masks = resized.masks
     if resized.class_scores is not None:
         output.class_scores = resized.class_scores
+    if resized.hidden is not None:
+        output.hidden_objects = resized.hidden
     return output
