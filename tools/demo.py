@@ -7,6 +7,10 @@ Writes to DIR: panels/<name>.png (image, boxes with their masks, mask), segmenta
 detections.json (COCO's results format, image_id is the name; with the masks of boxes where the network has them).
 tools/test.py --predictions DIR scores them.
 A folder stands for the images in it.
+
+A network of blindnet looks at holes: --region hides parts of each picture, with or without an object there, and --sweep
+moves a hole over it. Writes probe/<name>.png (the picture with its hole, the ten likeliest classes) and probe.json,
+sweep/<name>_<W>x<H>.png (where each class is expected) and sweep.json.
 """
 
 from __future__ import annotations
@@ -22,6 +26,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from blindnet.demo import ProbeDemo, add_options, wanted
+from blindnet.regions import EXAMPLE
 from scenekd.command_line import checkpoint_config, checkpoint_parser
 from scenekd.data.images import image_files, read_image, voc_palette
 from scenekd.errors import BadRecordError, UserError, run_cli
@@ -45,6 +51,7 @@ def parse_args() -> argparse.Namespace:
         metavar="SCORE",
         help=f"boxes below are not drawn; in 0…1, default {MIN_SCORE:g}",
     )
+    add_options(parser)
     args = parser.parse_args()
     if not 0 <= args.min_score <= 1:
         raise UserError(f"--min-score: {args.min_score:g} is no score; give one in 0…1")
@@ -70,6 +77,11 @@ class Demo:
         self.classes = our_classes(predictor.cfg)
         self.detections: list[dict[str, Any]] = []
         self.has_boxes = False
+
+    @property
+    def pictures(self) -> Path:
+        """Where the panels are."""
+        return self.output / "panels"
 
     def __call__(self, name: str, file: Path) -> str:
         """Process one image; returns the line about it."""
@@ -125,9 +137,15 @@ class Demo:
 def main() -> None:
     """Process every image; those that cannot be read are told and make the exit code 2."""
     args = parse_args()
+    probes = wanted(args)
     files = image_files(args.input)
     cfg = checkpoint_config(args)
-    demo = Demo(open_predictor(args.weights, cfg), Path(args.output), args.min_score)
+    if cfg.SYSTEM == "blindnet" and not probes:
+        raise UserError(f"--region: a network of blindnet looks at a hole; give one, {EXAMPLE}, or --sweep")
+    predictor, output = open_predictor(args.weights, cfg), Path(args.output)
+    demo: Demo | ProbeDemo = (
+        ProbeDemo(predictor, output, args) if probes else Demo(predictor, output, args.min_score)
+    )
     bad = 0
     for name, file in named(files):
         try:
@@ -138,7 +156,7 @@ def main() -> None:
     demo.finish()
     if bad == len(files):
         raise UserError(f"--input: none of the {bad} files is an image")
-    print(f"{len(files) - bad} of {len(files)} images done; see {demo.output / 'panels'}")
+    print(f"{len(files) - bad} of {len(files)} images done; see {demo.pictures}")
     if bad:
         raise UserError(f"--input: {bad} of {len(files)} files could not be read")
 
