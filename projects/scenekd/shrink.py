@@ -226,7 +226,8 @@ def _score(
         for image in images.split(1):
             (logits,) = side.run(image).values()
             size = (image.shape[-2], image.shape[-1])
-            said.append(Prediction(size=size, **{field: torch.as_tensor(logits)[0]}))
+            found: dict[str, Any] = {field: torch.as_tensor(logits)[0]}
+            said.append(Prediction(size=size, **found))
         return said
 
     with side.ready():
