@@ -222,7 +222,7 @@ def test_a_teacher_is_loaded_when_training_begins(teacher):
     again = _student(teacher, [HINTON, MGD])
     for net in (late, again):
         with torch.no_grad():
-            assert net.eval().outputs(images())["segmentation"].shape[:2] == (2, 11)
+            assert net.eval().outputs(images())["sem_seg"].shape[:2] == (2, 11)
         with pytest.raises(UserError, match=r"teacher.pth: no such checkpoint"):
             net.begin_training()
         with pytest.raises(UserError, match=r"teacher.pth: no such checkpoint"):
