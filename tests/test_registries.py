@@ -101,7 +101,7 @@ def test_the_student_learns_from_mmsegmentation_s_samples():
     logits = model.net.logits(images.flip(1).float())
     logits = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear")
     assert torch.equal(losses["loss_ce"], torch.nn.functional.cross_entropy(logits, labels))
-    assert model(batch["inputs"], mode="tensor")["segmentation"].shape == (2, 4, 32, 32)
+    assert model(batch["inputs"], mode="tensor")["sem_seg"].shape == (2, 4, 32, 32)
 
 
 def test_published_names_carry_scenekd():
