@@ -8,6 +8,7 @@ from .config import add_blindnet_config
 from .hooks import BlindNetHooks
 from .model import BlindNet, build_model
 from .registered import RegisteredMaskedContext
+from .transfer import TransferNet, is_transfer
 
 register_system_defaults("blindnet", add_blindnet_config)
 
@@ -16,7 +17,15 @@ HOOKS = BlindNetHooks()
 
 def tasks_of(cfg: CfgNode) -> tuple[str, ...]:
     """The tasks whose labels it learns from."""
-    return ("detection",)
+    return ("segmentation",) if is_transfer(cfg) and cfg.MODEL.BLINDNET.LABELS == "masks" else ("detection",)
 
 
-__all__ = ["HOOKS", "BlindNet", "RegisteredMaskedContext", "add_blindnet_config", "build_model", "tasks_of"]
+__all__ = [
+    "HOOKS",
+    "BlindNet",
+    "RegisteredMaskedContext",
+    "TransferNet",
+    "add_blindnet_config",
+    "build_model",
+    "tasks_of",
+]

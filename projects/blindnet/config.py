@@ -11,6 +11,7 @@ def add_blindnet_config(cfg: CN) -> None:
     """Add ``cfg.MODEL.BLINDNET``. The defaults are the masked-context classifier on a hidden box."""
     node = cfg.MODEL.BLINDNET = CN()
     # context (a trunk), cnn, unet; or a control that does not see the picture: mask_only, layout_only, class_prior
+    # transfer: no hidden object, but the classes that a whole picture shows, by a trunk trained elsewhere
     node.NETWORK = "context"
     node.TRUNK = "resnet18"  # of context: resnet18 | 34 | 50 | 101, densenet121, vgg16
     node.TRUNK_WIDTH = 64  # channels of a ResNet's first stage (64, the usual)
@@ -25,6 +26,13 @@ def add_blindnet_config(cfg: CN) -> None:
     node.CONTROL_WIDTH = 128  # of mask_only and layout_only: units of a layer
     node.CLASS_WEIGHTS = (
         "none"  # none | objects | pixels: a class weighs 1 − its share of all objects, of pixels
+    )
+    # Of transfer: weights of the trunk alone, a checkpoint of context or transfer or another weight file; "": as
+    # MODEL.WEIGHTS says
+    node.PRETRAINED = ""
+    node.LABELS = "boxes"  # of transfer: boxes | masks, from which the shown classes are taken
+    node.FREEZE_TRUNK = (
+        False  # of transfer: True: a linear probe on its features, taken once of every picture
     )
     node.COMPARE = ()  # pairs (name, results.json of another run), drawn into this run's curve
 

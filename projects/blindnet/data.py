@@ -37,11 +37,7 @@ def prepare_data(dataset: Dataset, cfg: CfgNode, *, train: bool) -> Dataset:
     Raises:
         UserError: nothing can be hidden in any image, or its classes are not those of the network.
     """
-    if dataset.classes != our_classes(cfg):
-        raise UserError(
-            f"{dataset.name}: has {len(dataset.classes)} classes, the network {len(our_classes(cfg))}; "
-            "set DATASETS.CLASSES to the data set's"
-        )
+    check_classes(dataset, cfg)
     hider = Hider.from_config(cfg)
     cases = enumerate_objects(dataset, hider, cfg.INPUT.SIZE)
     pictures = {case.hidden.picture for case in cases if case.hidden is not None}
@@ -62,6 +58,15 @@ def prepare_data(dataset: Dataset, cfg: CfgNode, *, train: bool) -> Dataset:
     if train and cfg.MODEL.BLINDNET.MASK.DRAW == "image":
         cases = [record for record in without_masks(dataset.records) if record.image_id in pictures]
     return dataclasses.replace(dataset, records=cases)
+
+
+def check_classes(dataset: Dataset, cfg: CfgNode) -> None:
+    """Refuse a data set whose classes are not the network's."""
+    if dataset.classes != our_classes(cfg):
+        raise UserError(
+            f"{dataset.name}: has {len(dataset.classes)} classes, the network {len(our_classes(cfg))}; "
+            "set DATASETS.CLASSES to the data set's"
+        )
 
 
 def enumerate_objects(dataset: Dataset, hider: Hider, side: int) -> list[Record]:

@@ -25,6 +25,8 @@ from scenekd.data.holes import (
     hole_shares,
 )
 from scenekd.data.instance_masks import sample_masks
+from scenekd.data.mapper import network_pixels
+from scenekd.data.transforms import build_transforms
 from scenekd.errors import UserError
 from scenekd.hidden import HiddenObject, HiddenRegion
 from scenekd.sample import Sample
@@ -193,6 +195,39 @@ class Hider:
             return None
         field = sample.coordinates if sample.coordinates is not None else identity_coordinates(*size)
         return np.asarray(sample_masks(sample.masks[place][None], field)[0] == 1)
+
+
+def hide_boxes(image: np.ndarray, boxes: np.ndarray, cfg: CfgNode) -> tuple[np.ndarray, np.ndarray]:
+    """See :meth:`scenekd.hooks.Hooks.hide_boxes`. The hole has the first of ``SHAPES`` that a box alone tells; a box
+    under the cap of ``MAX_AREA`` can be hidden, whatever else its hole covers.
+
+    Raises:
+        UserError: every shape needs the object's outline.
+    """
+    hider = dataclasses.replace(Hider.from_config(cfg), others="keep")
+    shapes = [shape for shape in hider.shapes if shape != "segment"]
+    if not shapes:
+        raise UserError(
+            f"{KEY}.MASK.SHAPES: a box has no outline to hide it by; train the network with box, too"
+        )
+    hider, none = dataclasses.replace(hider, shapes=(shapes[0],)), np.zeros(len(boxes), np.int64)
+    given = Sample(
+        image=image,
+        image_id="",
+        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
+        labels=none,
+        confidences=np.ones(len(boxes), np.float32),
+        from_teacher=none > 0,
+        difficult=none > 0,
+    )
+    sample = build_transforms(cfg, train=False)(given, np.random.default_rng(0))
+    side = cfg.INPUT.SIZE
+    hidden = hider.admissible(sample.boxes, sample.difficult, (side, side))[0]
+    pixels = [
+        network_pixels(hider.hide(sample, place, shapes[0], np.random.default_rng(place)))
+        for place in np.flatnonzero(hidden).tolist()
+    ]
+    return np.stack(pixels) if pixels else np.zeros((0, 4, side, side), np.uint8), hidden
 
 
 def stable_number(key: str) -> int:

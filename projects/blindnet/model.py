@@ -23,6 +23,7 @@ from .context import ContextClassifier
 from .controls import ClassPrior, LayoutOnly, MaskOnly
 from .data import class_shares
 from .network import HiddenObjectNetwork, Inputs
+from .transfer import TransferNet, build_transfer, is_transfer
 from .unet import EncoderClassifier, UNet
 
 CLASS_WEIGHTS = ("none", "objects", "pixels")
@@ -153,7 +154,7 @@ def build_network(cfg: CfgNode) -> HiddenObjectNetwork:
     """
     name = cfg.MODEL.BLINDNET.NETWORK
     if name not in NETWORKS:
-        raise UserError(f"{KEY}.NETWORK: {name!r}; choose one of {', '.join(NETWORKS)}")
+        raise UserError(f"{KEY}.NETWORK: {name!r}; choose one of {', '.join(NETWORKS)}, transfer")
     try:
         return NETWORKS[name](cfg, len(our_classes(cfg)))
     except ValueError as error:
@@ -162,7 +163,7 @@ def build_network(cfg: CfgNode) -> HiddenObjectNetwork:
 
 def build_model(
     cfg: CfgNode, *, pretrained: bool = True, kind: Callable[..., BlindNet] = BlindNet
-) -> BlindNet:
+) -> BlindNet | TransferNet:
     """What :func:`scenekd.models.build_model` calls for this system.
 
     Args:
@@ -171,6 +172,8 @@ def build_model(
     Raises:
         UserError: no such network, or a value out of range.
     """
+    if is_transfer(cfg):
+        return build_transfer(cfg, pretrained=pretrained)
     network = build_network(cfg)
     try:
         net = kind(network, len(our_classes(cfg)), class_weights=cfg.MODEL.BLINDNET.CLASS_WEIGHTS)

@@ -73,6 +73,11 @@ def own_defaults() -> CN:
     node.SCORE_FACTOR = 1.0  # its scores times this, so that several teachers' agree
     teacher.SEGMENTATION.HEAD = "auto"  # detectron2: masks | sem_seg; auto: sem_seg where the network has it
     teacher.SEGMENTATION.GRID = "own"  # own | image: detectron2's and mmseg's logits before, after resizing
+    node = teacher.CONTEXT = CN()  # scene context in a cached detection teacher's class probabilities
+    node.WEIGHTS = ""  # checkpoint of a network of hidden objects; "": none. Needs CLASS_TARGET vector
+    node.RULE = "product"  # product | mixture, see teachers/context.py
+    node.WEIGHT = 0.5  # of the context: an exponent of product, a share of mixture
+    node.MAX_SCORE = 0.5  # boxes that score less are asked about; 1: all below 1
     teacher.BATCH_SIZE = 0  # images a teacher is asked about at a time; 0: 8 on CUDA, else 1
     teacher.AMP = False  # mixed precision where a teacher runs on CUDA
     teacher.SCORE_IMAGES = 100  # labelled training images on which a run scores its teachers; 0: none
@@ -174,8 +179,9 @@ def detectron2_defaults() -> CN:
     test.EVAL_PERIOD = 0  # iterations; 0: only at the end
     test.BATCH_SIZE = 1
     test.EVALUATOR = "native"  # native | framework
-    # Of the tasks that the model has; segm: mask AP; hidden_object: rank of the class behind a mask
-    test.METRICS = ("sem_seg", "bbox", "segm", "classification", "hidden_object")
+    # Of the tasks that the model has; segm: mask AP; hidden_object: rank of the class behind a mask; multi_label: mAP
+    # of the classes that an image shows
+    test.METRICS = ("sem_seg", "bbox", "segm", "classification", "hidden_object", "multi_label")
     test.BOX_METRIC = "voc"  # voc: area AP at IoU .5; voc07: 11-point; coco: pycocotools
     test.ERROR_ANALYSIS = False  # kinds of wrong boxes: localisation, similar class, other class, background
     test.BEST_METRIC = ""  # for example sem_seg/mIoU: keeps model_best.pth

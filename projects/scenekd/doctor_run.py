@@ -173,6 +173,7 @@ def check_numbers(results: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
         ("segm", "AP-", "mAP"),
         ("classification", "ACC-", "accuracy"),
         ("hidden_object", "TOP1-", "top1"),
+        ("multi_label", "AP-", "mAP"),
     ):
         metrics = results.get(task)
         if metrics is None:

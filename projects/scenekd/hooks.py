@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from fvcore.common.config import CfgNode
 
 from .config import import_system
 from .data.mapper import Mapper
 from .data.records import Dataset
+from .errors import UserError
 
 if TYPE_CHECKING:
     from .experiment import Experiment
@@ -31,6 +33,23 @@ class Hooks:
     def build_mapper(self, dataset: Dataset, cfg: CfgNode, *, train: bool, **options: Any) -> Mapper:
         """The mapper of :meth:`prepare_data`'s records; ``options``: of :class:`.data.mapper.Mapper`."""
         return Mapper(dataset, cfg, train=train, **options)
+
+    def hide_boxes(self, image: np.ndarray, boxes: np.ndarray, cfg: CfgNode) -> tuple[np.ndarray, np.ndarray]:
+        """What a network of hidden objects is shown of an image, for each box with it hidden.
+
+        Args:
+            image: (H, W, 3) uint8 RGB. boxes: (N, 4) xyxy pixels of it. cfg: of the network.
+
+        Returns:
+            (n, 4, S, S) uint8, RGB and the hole, of the boxes that can be hidden; (N,) bool, which they are.
+
+        Raises:
+            UserError: the system has no such networks.
+        """
+        raise UserError(f"SYSTEM {cfg.SYSTEM}: its networks are not asked about what is hidden")
+
+    def begin(self, experiment: Experiment) -> None:
+        """Called in every process before training, once data and network can be had."""
 
     def complete(self, experiment: Experiment, results: Results) -> dict[str, bytes]:
         """Called once with the final results, in the main process: adds to them.

@@ -21,6 +21,7 @@ _PER_CLASS = (
     ("segm", "AP-", "mask AP"),
     ("classification", "ACC-", "accuracy"),
     ("hidden_object", "TOP1-", "top-1"),
+    ("multi_label", "AP-", "AP"),
 )
 _NAMES = {
     "pACC": "pixel accuracy",

@@ -95,6 +95,8 @@ class Sample:
         height, width: size of the un-augmented image.
         file_name: where the image came from.
         hidden: what was hidden from the image, after everything else was done to it; or None.
+        presence: (C,) int8, which classes the whole image shows (:mod:`.data.presence`), whatever a crop has left; or
+            None.
     """
 
     image: np.ndarray
@@ -124,6 +126,7 @@ class Sample:
     width: int = 0
     file_name: str = ""
     hidden: HiddenRegion | None = None
+    presence: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not self.height:
@@ -161,6 +164,7 @@ class Target:
         height, width: size of the un-augmented image, to which predictions are resized.
         hidden: the box that was hidden from the image, or None. visible (N,) bool, hidden_classes (C,) float32: as in
             :class:`.hidden.HiddenRegion`; the hole itself is the image's fourth channel.
+        presence: (C,) int8, as in :class:`Sample`, or None.
     """
 
     image_id: str
@@ -191,6 +195,7 @@ class Target:
     hidden: int | None = None
     visible: Tensor | None = None
     hidden_classes: Tensor | None = None
+    presence: Tensor | None = None
 
     def labelled_tasks(self) -> set[str]:
         """The tasks that this image has a label for, of ground truth or a teacher, with a weight above 0."""

@@ -23,6 +23,7 @@ HEADLINES = (
     "segm/AP",
     "classification/accuracy",
     "hidden_object/top1",
+    "multi_label/mAP",
 )  # AP50 is mAP under another name, or a part of AP
 
 Lines = Sequence[Mapping[str, Any]]

@@ -84,12 +84,7 @@ class Mapper:
             BadRecordError: the image is unusable; with ``ON_ERROR: skip`` only if all are.
         """
         sample = self.sample(index)
-        channels = 3 if sample.hidden is None else 4
-        pixels = np.empty((channels, *sample.image.shape[:2]), np.uint8)
-        pixels[:3] = sample.image.transpose(2, 0, 1)
-        if sample.hidden is not None:
-            np.multiply(sample.hidden.hole, np.uint8(255), out=pixels[3])
-        return torch.from_numpy(pixels), self._target(sample)
+        return torch.from_numpy(network_pixels(sample)), self._target(sample)
 
     def sample(self, index: int) -> Sample:
         """The augmented sample of a draw, before it becomes tensors."""
@@ -149,6 +144,7 @@ class Mapper:
             has_teacher_masks=available.get(INSTANCES, (False, False))[1],
             weights=weights,
             file_name=record.file_name,
+            presence=record.presence,
         )
         theirs = self._teacher_masks(record) if weights[INSTANCES][1] > 0 else None
         for name, array in self._boxes(record, weights, theirs).items():
@@ -252,7 +248,18 @@ class Mapper:
             hidden=None if hidden is None else hidden.place,
             visible=None if hidden is None else torch.from_numpy(hidden.visible),
             hidden_classes=None if hidden is None else torch.from_numpy(hidden.classes),
+            presence=_tensor(sample.presence),
         )
+
+
+def network_pixels(sample: Sample) -> np.ndarray:
+    """(3, H, W) uint8 RGB of a sample; with a fourth channel, 255 in the hole, where an object is hidden."""
+    channels = 3 if sample.hidden is None else 4
+    pixels = np.empty((channels, *sample.image.shape[:2]), np.uint8)
+    pixels[:3] = sample.image.transpose(2, 0, 1)
+    if sample.hidden is not None:
+        np.multiply(sample.hidden.hole, np.uint8(255), out=pixels[3])
+    return pixels
 
 
 def _tensor(array: np.ndarray | None) -> Tensor | None:

@@ -38,6 +38,7 @@ class Record:
         pixels: (H, W, 3) uint8 RGB, the image itself where no file holds it alone; ``file_name`` says where it is
             from.
         hidden: the object that is hidden from the image, where it stands for one case of many of its picture.
+        presence: (C,) int8, which classes the image shows (see :mod:`.presence`), where that is a task.
     """
 
     image_id: str
@@ -54,6 +55,7 @@ class Record:
     class_label: int | None = None
     pixels: np.ndarray | None = None
     hidden: HiddenObject | None = None
+    presence: np.ndarray | None = None
 
     @property
     def has_boxes(self) -> bool:
@@ -79,6 +81,7 @@ class Record:
             "instance_segmentation": self.has_instance_masks,
             "classification": self.has_class_label,
             "hidden_object": self.hidden is not None,
+            "multi_label": self.presence is not None,
         }[task]
 
     def size(self) -> tuple[int, int]:

@@ -132,7 +132,7 @@ def framework_evaluators(data: Dataset, cfg: CfgNode, tasks: tuple[str, ...]) ->
         shutil.rmtree(folder, ignore_errors=True)
         coco = COCOEvaluator(name, tasks=tuple(objects), output_dir=str(folder), use_fast_impl=False)
         evaluators.append(_Percent(coco, objects, {"mAP": "AP"}))
-    own = tuple(task for task in ("classification", "hidden_object") if task in tasks)
+    own = tuple(task for task in ("classification", "hidden_object", "multi_label") if task in tasks)
     if "hidden_object" in own and all(record.hidden is None for record in data.records):
         # Whole pictures: the network hides their objects itself.
         own = tuple(task for task in own if task != "hidden_object")

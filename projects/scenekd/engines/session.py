@@ -35,6 +35,7 @@ def train_once(
     if cfg.WANDB and experiment.is_main:
         start_wandb(cfg)
     start = time.perf_counter()
+    experiment.hooks.begin(experiment)
     results = engine_module(engine).train(experiment)
     with experiment.extras.averaged():
         _finish(experiment, engine, results, time.perf_counter() - start, trained=True)
@@ -117,6 +118,7 @@ _HEADLINES = {
     "segm": ("AP", "AP50"),
     "classification": ("accuracy", "top5"),
     "hidden_object": ("top1", "top5", "mean_rank"),
+    "multi_label": ("mAP",),
 }
 
 

@@ -27,16 +27,18 @@ from .error_analysis import ErrorRecords
 from .hidden_objects import HiddenObjectRecords
 from .image_records import ImageRecords
 from .mask_records import MaskRecords
+from .multi_label import MultiLabelRecords
 from .semantic import SegmentationRecords
 
 ERRORS = "bbox_errors"  # beside the tasks: what the wrong boxes are
-TASKS = ("sem_seg", "bbox", "segm", "classification", "hidden_object")
+TASKS = ("sem_seg", "bbox", "segm", "classification", "hidden_object", "multi_label")
 METRIC_OF = {
     "detection": "bbox",
     "segmentation": "sem_seg",
     "instance_segmentation": "segm",
     "classification": "classification",
     "hidden_object": "hidden_object",
+    "multi_label": "multi_label",
 }
 _HAS = {task: name for name, task in METRIC_OF.items()} | {ERRORS: "detection"}
 BOX_METRICS = ("voc", "voc07", "coco")
@@ -122,12 +124,14 @@ class Evaluator:
         self._objects = MaskRecords(classes, self.mask_truth)
         self._whole = ClassificationRecords(classes)
         self._hidden = HiddenObjectRecords(classes)
+        self._shown = MultiLabelRecords(classes)
         every: dict[str, ImageRecords[Any]] = {
             "sem_seg": self._masks,
             "bbox": self._boxes,
             "segm": self._objects,
             "classification": self._whole,
             "hidden_object": self._hidden,
+            "multi_label": self._shown,
         }
         self._records = {task: every[task] for task in self.tasks}
         self._errors = ErrorRecords(classes)
@@ -190,6 +194,8 @@ class Evaluator:
                 self._whole.add(image_id, class_scores, record.class_label)
             if class_scores is not None and "hidden_object" in self.tasks and record.hidden is not None:
                 self._hidden.add(image_id, class_scores, record.hidden)
+            if class_scores is not None and "multi_label" in self.tasks and record.presence is not None:
+                self._shown.add(image_id, class_scores, record.presence)
         except ValueError as error:
             raise UserError(f"prediction for image {image_id}: {error}") from None
 

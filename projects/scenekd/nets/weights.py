@@ -1,8 +1,9 @@
 """Weights of a trunk that was trained elsewhere.
 
 Read are torchvision's zoo, and local files: torchvision's .pth, OpenMMLab's checkpoints (``state_dict`` with
-``backbone.`` names), our own checkpoints (``trunk.`` names) and detectron2's .pkl (Caffe2's or detectron2's
-names). No file can run code: torch's loader is restricted to tensors, and the .pkl reader to numpy arrays.
+``backbone.`` names), our own checkpoints (``trunk.`` or ``network.trunk_net.`` names) and detectron2's .pkl (Caffe2's
+or detectron2's names). No file can run code: torch's loader is restricted to tensors, and the .pkl reader to numpy
+arrays.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, dict):
         raise UserError(f"{_KEY}: {path} holds a {type(content).__name__}, not a dict of tensors")
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    for prefix in ("module.", "backbone.", "trunk."):
+    for prefix in ("module.", "network.", "trunk_net.", "backbone.", "trunk."):
         inner = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
         state = inner or state
     return state

@@ -23,6 +23,7 @@ from ..errors import BadRecordError, UserError
 from ..models import choose_device
 from .build import build_teacher, teacher_class_map
 from .cache_builder import encode_output
+from .context import build_context
 from .images import image_state
 from .label_map import ClassMap
 from .manifest import Manifest
@@ -87,6 +88,7 @@ class _Speaker:
         self.question, self.network = question, network
         one = question.teacher
         self.class_map = teacher_class_map(one.cfg, one.task, network.classes)
+        self.context = build_context(one.cfg) if one.task == "detection" else None
         self.writer = ShardWriter(question.folder, question.run, rank)
 
     def speak(
@@ -101,10 +103,21 @@ class _Speaker:
             return
         if id(self.network) not in said:
             said[id(self.network)] = self.network.predict(images)
-        for image_id, state, output in zip(ids, states, said[id(self.network)]):
+        for image_id, image, state, output in zip(ids, images, states, said[id(self.network)]):
             if image_id in self.question.wanted:
                 mapped = _mapped(output, self.class_map, self.question.teacher.task)
+                if self.context is not None:
+                    mapped = self._with_context(image, mapped)
                 self.writer.write(*encode_output(mapped, self.question.manifest, image_id, state))
+
+    def _with_context(self, image: np.ndarray, output: TeacherOutput) -> TeacherOutput:
+        """Only the boxes that are kept are hidden."""
+        manifest, found = self.question.manifest, output.detections
+        assert self.context is not None and found is not None
+        found = self.context.mix(image, found.keep(manifest.min_score, manifest.max_boxes or None))
+        return TeacherOutput(
+            found.boxes, found.labels, found.scores, class_probabilities=found.class_probabilities
+        )
 
 
 def ask(

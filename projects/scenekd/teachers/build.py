@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..models import choose_device
 from .cache import CacheStore
 from .codec import DEFAULT_SETTINGS
+from .context import check_cached, check_context, context_note
 from .folder import FolderStore
 from .images import file_sha256
 from .label_map import ClassMap, build_class_map
@@ -120,6 +121,8 @@ def build_manifest(cfg: Any, task: str, teacher: Teacher, class_map: ClassMap) -
     info = teacher.info() | {"source": _source(node)}
     if detection:
         info["form"] = ""
+    if task == "detection":
+        info |= context_note(cfg)
     return Manifest(
         task=task,
         classes=our_classes(cfg),
@@ -151,8 +154,9 @@ def open_store(cfg: Any, task: str, records: Iterable[Record] = ()) -> TeacherSt
         return SparseStore(store) if cfg.TEACHER.SEGMENTATION.SPARSE else store
     if task != "detection":
         return open_saved(cfg, task, records)
-    stores = []
-    for one in each_teacher(cfg, task):
+    stores, teachers = [], each_teacher(cfg, task)
+    check_cached(cfg, [one.node.TYPE for one in teachers])
+    for one in teachers:
         with one.naming():
             stores.append(open_saved(one.cfg, task, records))
     return merge_stores(cfg, stores)
@@ -180,6 +184,8 @@ def open_saved(cfg: Any, task: str, records: Iterable[Record] = ()) -> TeacherSt
     store = CacheStore(cache_folder(cfg, task), task=task, classes=our_classes(cfg))
     if node.TYPE:
         _check_teacher(store, node, key)
+        if task == "detection":
+            check_context(store.folder, store.info, cfg)
     store.check_images(records)
     return store
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
 
 from .. import checkpoint
 from ..config import config_from_text, load_config
@@ -20,6 +21,27 @@ from ..models import build_model
 from ..sample import Prediction, Sample, SoftSegmentation
 from .frozen import amp_note, asking, freeze, to_array, weights_sha256
 from .protocol import TeacherInfo, TeacherOutput
+
+
+def load_network(
+    weights: str | Path, config: str | Path = "", *, classes: Sequence[str] = (), untold: Sequence[str] = ()
+) -> tuple[nn.Module, CfgNode]:
+    """The network of a checkpoint, whichever system it belongs to, and its configuration; arguments and errors as of
+    :class:`SceneKDTeacher`."""
+    state = checkpoint.read(weights)
+    if config:
+        cfg = load_config(config)
+    elif isinstance(state.get("config"), str):
+        cfg = config_from_text(state["config"], source=str(weights))
+    else:
+        raise UserError(f"{weights}: holds no configuration; set TEACHER.<TASK>.CONFIG to the teacher's YAML")
+    if not cfg.DATASETS.CLASSES:  # a foreign file tells none, and they are the network's outputs
+        cfg.defrost()
+        cfg.DATASETS.CLASSES = tuple(classes) or tuple(untold)
+        cfg.freeze()
+    net = build_model(cfg, pretrained=False)
+    checkpoint.load_state(net, checkpoint.weights_of(state), str(weights), strict=True)
+    return net, cfg
 
 
 class SceneKDTeacher:
@@ -44,21 +66,7 @@ class SceneKDTeacher:
         device: torch.device | str = "cpu",
         amp: bool = False,
     ):
-        state = checkpoint.read(weights)
-        if config:
-            cfg = load_config(config)
-        elif isinstance(state.get("config"), str):
-            cfg = config_from_text(state["config"], source=str(weights))
-        else:
-            raise UserError(
-                f"{weights}: holds no configuration; set TEACHER.<TASK>.CONFIG to the teacher's YAML"
-            )
-        if not cfg.DATASETS.CLASSES:  # a foreign file tells none, and they are the network's outputs
-            cfg.defrost()
-            cfg.DATASETS.CLASSES = tuple(classes) or tuple(untold)
-            cfg.freeze()
-        net = build_model(cfg, pretrained=False)
-        checkpoint.load_state(net, checkpoint.weights_of(state), str(weights), strict=True)
+        net, cfg = load_network(weights, config, classes=classes, untold=untold)
         self.classes = tuple(classes) or tuple(cfg.DATASETS.CLASSES) or VOC_CLASSES
         self.net, self.device, self.amp = freeze(net, device), device, amp
         self.input_size: int = cfg.INPUT.SIZE
