@@ -158,7 +158,7 @@ def test_from_config():
     cfg.TEST.BOX_METRIC, cfg.TEST.BOOTSTRAP, cfg.SEED = "voc07", 7, 3
     evaluator = Evaluator.from_config(make_dataset(), cfg)
     assert (evaluator.box_metric, evaluator.bootstrap, evaluator.seed) == ("voc07", 7, 3)
-    assert evaluator.tasks == ("sem_seg", "bbox", "segm", "classification", "hidden_object")
+    assert evaluator.tasks == ("sem_seg", "bbox", "segm", "classification", "hidden_object", "multi_label")
     assert Evaluator.from_config(make_dataset(), cfg, ["bbox"]).tasks == ("bbox",)
     cfg.TEST.BOX_METRIC = "voc12"
     with pytest.raises(UserError, match="TEST.BOX_METRIC: 'voc12'"):
