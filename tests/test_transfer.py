@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from blindnet_parts import blind_config, dataset, picture
+from blindnet_parts import FOLDER, blind_config, dataset, picture
 from conftest import ENGINES
 
 from blindnet.transfer import presence_loss
 from blindnet.transfer_data import prepare_data
 from scenekd import checkpoint
+from scenekd.config import load_config
 from scenekd.engines.session import evaluate_once, train_once
 from scenekd.errors import UserError
 from scenekd.models import build_model, load_initial_weights
@@ -106,6 +107,20 @@ def test_context_trunk_in_blitznet(context, tiny_config, key) -> None:
     theirs = {n: v for n, v in net.network.trunk_net.state_dict().items() if n != "conv1.hole_weight"}
     for name, value in student.trunk.state_dict().items():
         assert torch.equal(value, theirs[name]), name
+
+
+def test_the_configuration_of_blitznet_takes_a_trunk_with_its_norms(tmp_path) -> None:
+    cfg = blind_config("MODEL.BLINDNET.NORM", "GN")
+    net = build_model(cfg)
+    checkpoint.save_model(net, cfg.dump(), tmp_path / "context.pth")
+    student = build_model(
+        load_config(
+            FOLDER / "transfer_blitznet_scenes.yaml",
+            ["MODEL.BLITZNET.PRETRAINED", str(tmp_path / "context.pth")],
+        )
+    )
+    theirs = net.network.trunk_net.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in student.trunk.state_dict().items())
 
 
 def test_pictures_without_labels_are_left_out() -> None:
