@@ -208,6 +208,9 @@ def test_off_by_default_and_refused_where_nothing_holds_it(tiny_config, teacher,
     saved = ("TEACHER.DETECTION.TYPE", "thesis", "TEACHER.DETECTION.WEIGHTS", tmp_path)
     with pytest.raises(UserError, match="mixed in while a network is cached, and thesis holds saved outputs"):
         open_store(tiny_config("bad", *on, *saved), "detection")
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "bare.pth")
+    with pytest.raises(UserError, match="bare.pth holds no configuration"):
+        ContextModel(str(tmp_path / "bare.pth"), CLASSES, ContextRule("product", 0.5, 0.5))
     layout = blind_config("MODEL.BLINDNET.NETWORK", "layout_only")
     checkpoint.save_model(build_model(layout), layout.dump(), tmp_path / "layout.pth")
     with pytest.raises(UserError, match="wants to be told the other objects"):

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import checkpoint
 from ..boxes_merge import vectors_from_boxes
 from ..errors import UserError
 from ..hooks import hooks_of
@@ -165,14 +166,18 @@ class ContextModel:
         rule: how its word is mixed in.
 
     Raises:
-        UserError: no such checkpoint, one of another task, one that wants to be told the other objects, or a class
-            that it does not know.
+        UserError: no such checkpoint, one without a configuration or of another task, one that wants to be told the
+            other objects, or a class that it does not know.
     """
 
     def __init__(
         self, weights: str, classes: Sequence[str], rule: ContextRule, device: torch.device | str = "cpu"
     ) -> None:
-        net, cfg = load_network(weights, untold=classes)
+        if checkpoint.config_of(weights) is None:
+            raise UserError(
+                f"{KEY}.WEIGHTS: {weights} holds no configuration; give a checkpoint of a run of ours"
+            )
+        net, cfg = load_network(weights)
         tasks = tuple(getattr(net, "tasks", ()))
         if TASK not in tasks:
             raise UserError(f"{KEY}.WEIGHTS: {weights} does {' and '.join(tasks) or 'no task'}, not {TASK}")
