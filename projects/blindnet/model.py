@@ -161,10 +161,21 @@ def build_network(cfg: CfgNode) -> HiddenObjectNetwork:
         raise UserError(f"{KEY}: {error}") from None
 
 
-def build_model(
-    cfg: CfgNode, *, pretrained: bool = True, kind: Callable[..., BlindNet] = BlindNet
-) -> BlindNet | TransferNet:
+def build_model(cfg: CfgNode, *, pretrained: bool = True) -> BlindNet | TransferNet:
     """What :func:`scenekd.models.build_model` calls for this system.
+
+    Raises:
+        UserError: no such network, or a value out of range.
+    """
+    if is_transfer(cfg):
+        return build_transfer(cfg, pretrained=pretrained)
+    return build_blindnet(cfg, pretrained=pretrained)
+
+
+def build_blindnet(
+    cfg: CfgNode, *, pretrained: bool = True, kind: Callable[..., BlindNet] = BlindNet
+) -> BlindNet:
+    """A model of hidden objects.
 
     Args:
         kind: makes the model of the arguments of :class:`BlindNet`.
@@ -172,8 +183,6 @@ def build_model(
     Raises:
         UserError: no such network, or a value out of range.
     """
-    if is_transfer(cfg):
-        return build_transfer(cfg, pretrained=pretrained)
     network = build_network(cfg)
     try:
         net = kind(network, len(our_classes(cfg)), class_weights=cfg.MODEL.BLINDNET.CLASS_WEIGHTS)

@@ -29,7 +29,7 @@ from scenekd.sampling import STREAM_HIDE, draw_rng
 
 from .config import KEY
 from .hiding import Hider, case_rng
-from .model import BlindNet, build_model, build_network
+from .model import BlindNet, build_blindnet, build_network
 from .network import HiddenObjectNetwork
 
 NAME = "SceneKDMaskedContext"
@@ -250,8 +250,8 @@ class RegisteredMaskedContext(HidingBlindNet):
             UserError: as the class.
         """
         options = _hiding(cfg)
-        del options["class_weights"]  # build_model gives it
-        return build_model(cfg, pretrained=pretrained, kind=functools.partial(HidingBlindNet, **options))
+        del options["class_weights"]  # build_blindnet gives it
+        return build_blindnet(cfg, pretrained=pretrained, kind=functools.partial(HidingBlindNet, **options))
 
 
 def _upper(tree: Mapping[str, Any]) -> dict[str, Any]:
