@@ -25,6 +25,24 @@ PARAMETERS = {
 }
 
 
+def _fourier(depths: tuple[int, ...]) -> int:
+    """A unit's convolution from a to b channels, halves each: three 3×3 of a/2 × b/2, and the spectral part: a/2 → b/4
+    with norm, b/2 → b/2 with norm, b/4 → b/2. Each is followed by a norm of b; a wider unit has a 1×1 shortcut."""
+    total, a = 3 * 64 * 49 + 2 * 64, 64
+    for stage, depth in enumerate(depths):
+        b = 64 << stage
+        for _ in range(depth):
+            for source in (a, b):
+                spectral = source // 2 * b // 4 + 2 * b // 4 + (b // 2) ** 2 + 2 * b // 2 + b // 4 * b // 2
+                total += 3 * 9 * (source // 2) * (b // 2) + spectral + 2 * b
+            total += a * b + 2 * b if a != b else 0
+            a = b
+    return total
+
+
+PARAMETERS |= {"ffc18": _fourier((2, 2, 2, 2)), "ffc34": _fourier((3, 4, 6, 3))}
+
+
 def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 

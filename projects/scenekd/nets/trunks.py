@@ -1,6 +1,7 @@
-"""The trunks: torchvision's classifiers without their classification layer, as maps at strides 4, 8, 16, 32.
+"""The trunks: torchvision's classifiers without their classification layer, as maps at strides 4, 8, 16, 32; and
+ResNets of Fourier convolutions, :mod:`.fourier`.
 
-Every trunk keeps torchvision's parameter names, so its weight files fit as they are, and torchvision's
+Every other trunk keeps torchvision's parameter names, so its weight files fit as they are, and torchvision's
 preprocessing: RGB in 0…1 minus the mean (.485, .456, .406), over the deviation (.229, .224, .225). A map has
 ⌈size / stride⌉ cells a side (75, 38, 19, 10 at 300); torchvision's own pooling would round down in VGG and
 DenseNet, here it rounds up.
@@ -14,6 +15,7 @@ from torchvision.models import densenet121, vgg
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ..errors import UserError
+from .fourier import FourierTrunk
 from .norms import check_norm, convert_norm
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)  # RGB, images in 0…1
@@ -162,8 +164,10 @@ _RESNETS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]]
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
 }
-Trunk = ResNetTrunk | DenseNetTrunk | VGGTrunk
-TRUNKS = (*_RESNETS, "densenet121", "vgg16")
+_FOURIER = {"ffc18": (2, 2, 2, 2), "ffc34": (3, 4, 6, 3)}  # see .fourier; nobody's weights fit them
+_SCALABLE = (*_RESNETS, *_FOURIER)
+Trunk = ResNetTrunk | DenseNetTrunk | VGGTrunk | FourierTrunk
+TRUNKS = (*_RESNETS, "densenet121", "vgg16", *_FOURIER)
 
 
 def build_trunk(
@@ -178,7 +182,8 @@ def build_trunk(
     """A randomly initialised trunk by torchvision's name of it.
 
     Args:
-        width, stride_in_1x1, output_stride: of a ResNet, see :class:`ResNetTrunk`.
+        width, output_stride: of a ResNet, see :class:`ResNetTrunk`, also one of Fourier convolutions. stride_in_1x1:
+            of a ResNet.
         norm: one of :data:`.norms.NORMS`.
         key: the configuration node whose TRUNK, NORM, TRUNK_WIDTH … these are, for errors.
 
@@ -188,10 +193,10 @@ def build_trunk(
     if name not in TRUNKS:
         raise UserError(f"{key}.TRUNK: unknown trunk {name!r}; choose one of {', '.join(TRUNKS)}")
     check_norm(norm, key)
-    if name not in _RESNETS and width != 64:
+    if name not in _SCALABLE and width != 64:
         raise UserError(f"{key}.TRUNK_WIDTH: {name} has no widths; set it to 64 or take a ResNet")
-    if output_stride not in (OUTPUT_STRIDES if name in _RESNETS else (32,)):
-        known = ", ".join(map(str, OUTPUT_STRIDES)) if name in _RESNETS else "32"
+    if output_stride not in (OUTPUT_STRIDES if name in _SCALABLE else (32,)):
+        known = ", ".join(map(str, OUTPUT_STRIDES)) if name in _SCALABLE else "32"
         raise UserError(f"{key}.OUTPUT_STRIDE: {output_stride}; {name} has {known}")
     unit, depths = _RESNETS.get(name, (None, ()))
     if stride_in_1x1 and unit is not Bottleneck:
@@ -200,6 +205,8 @@ def build_trunk(
         trunk: Trunk = ResNetTrunk(
             unit, depths, width=width, stride_in_1x1=stride_in_1x1, output_stride=output_stride
         )
+    elif name in _FOURIER:
+        trunk = FourierTrunk(_FOURIER[name], width=width, output_stride=output_stride)
     else:
         trunk = DenseNetTrunk() if name == "densenet121" else VGGTrunk()
     convert_norm(trunk, norm)

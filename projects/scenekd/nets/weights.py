@@ -79,6 +79,8 @@ def _shorten(keys: list[str]) -> str:
 
 def _from_zoo(name: str) -> dict[str, Tensor]:
     """torchvision's IMAGENET1K_V1 weights, from its cache or downloaded and checked."""
+    if name not in models.list_models(module=models):
+        raise UserError(f'{_KEY}: torchvision has no weights of {name}; set it to "", or to a weight file')
     weights = models.get_model_weights(name)["IMAGENET1K_V1"]
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
