@@ -4,7 +4,7 @@
 python tools/prepare_data.py scenes --root DIR [--split train=2000 --split val=500] [--seed N]
 python tools/prepare_data.py voc    --root VOCdevkit [--lists]
 python tools/prepare_data.py sbd    --sbd benchmark_RELEASE --voc VOCdevkit
-python tools/prepare_data.py coco   --root DIR
+python tools/prepare_data.py coco   --root DIR [--class-id-masks]
 python tools/prepare_data.py cifar10|cifar100|tiny_imagenet|folder --root DIR
 
 --report prints how many images lack the labels of each task.
@@ -87,6 +87,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     coco = commands.add_parser("coco", parents=[common], help="check COCO")
     coco.add_argument("--root", required=True, metavar="DIR", help="the folder with annotations/")
+    coco.add_argument(
+        "--class-id-masks",
+        action="store_true",
+        help="store each image's mask of class ids in class_ids/, from where training reads it faster",
+    )
     coco.set_defaults(run=run_coco)
 
     for kind, what in CLASSIFICATION.items():
@@ -139,11 +144,19 @@ def run_sbd(args: argparse.Namespace) -> None:
 
 
 def run_coco(args: argparse.Namespace) -> None:
-    """Check COCO."""
+    """Check COCO, and store the masks where asked."""
+    from pathlib import Path
+
+    from scenekd.data.class_ids import masks_folder, store_class_ids
+    from scenekd.data.coco import read_instances
     from scenekd.data.verify import COCO_SOURCE, verify_coco
 
     found = verify_coco(args.root)
     print("\n".join(found.lines))
+    for name in found.names if args.class_id_masks else ():
+        path = Path(args.root) / "annotations" / f"{name.removeprefix('coco_')}.json"
+        written = store_class_ids(read_instances(path, name, on_error="skip"), path)
+        print(f"{masks_folder(path)}: {written or 'all there, none'} written")
     report(args, found.names, args.root)
     found.check(COCO_SOURCE)
 

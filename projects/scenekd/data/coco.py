@@ -6,7 +6,10 @@ without masks. The images lie in <ROOT>/<part>, where the stem ends in the part'
 
 Masks: an object's pixels take its class; where objects overlap the smaller one is on top; crowd regions that
 no object covers are void (255); everything else is background, also objects of classes that DATASETS.CLASSES
-leaves out.
+leaves out. They are read where ``prepare_data.py coco --class-id-masks`` has stored them, see :mod:`.class_ids`, and
+made of the outlines elsewhere.
+
+A name in DATASETS.CLASSES that begins with ``unused`` needs no category: so COCO's 91 ids can be classes.
 """
 
 from __future__ import annotations
@@ -21,10 +24,13 @@ import numpy as np
 
 from ..errors import BadRecordError, UserError
 from ..sample import IGNORE_INDEX
+from .class_ids import use_stored
 from .instance_masks import Outlines, decode_outline
 from .records import Dataset, Record
 
 logger = logging.getLogger(__name__)
+
+UNUSED = "unused"  # how a class without a category begins
 
 
 def find_json(name: str, root: str) -> Path | None:
@@ -60,10 +66,21 @@ def load_coco(name: str, root: str = "", classes: tuple[str, ...] = (), on_error
         raise UserError(
             f"{name}: no annotations/{_stem(name)}.json below {root or 'data'}; set DATASETS.ROOT"
         )
+    dataset = read_instances(path, name, classes, on_error)
+    if name.startswith("coco_det_"):
+        for record in dataset.records:
+            record.segmentation = record.object_masks = None
+    else:
+        use_stored(dataset, path)
+    return dataset
+
+
+def read_instances(path: Path, name: str, classes: tuple[str, ...] = (), on_error: str = "raise") -> Dataset:
+    """The data set of one json, called ``name``, with masks that are made of the outlines; see :func:`load_coco`."""
     content = _read(path)
     categories = {item["id"]: item["name"] for item in sorted(content["categories"], key=lambda c: c["id"])}
     names = tuple(classes) or tuple(categories.values())
-    unknown = [item for item in names if item not in categories.values()]
+    unknown = [name for name in names if name not in categories.values() and not name.startswith(UNUSED)]
     if unknown:
         raise UserError(f"DATASETS.CLASSES: {path} has no category {unknown[0]!r}")
     index = {id_: names.index(category) for id_, category in categories.items() if category in names}
@@ -75,9 +92,6 @@ def load_coco(name: str, root: str = "", classes: tuple[str, ...] = (), on_error
     dataset.fill(
         content["images"], lambda item: _record(item, objects.get(item["id"], []), folder, index), on_error
     )
-    if name.startswith("coco_det_"):
-        for record in dataset.records:
-            record.segmentation = record.object_masks = None
     if not dataset.records:
         raise UserError(
             f"{path}: no usable image; {dataset.skipped[0] if dataset.skipped else 'the list is empty'}"
