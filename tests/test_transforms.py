@@ -17,10 +17,12 @@ from scenekd.data.transforms import (
     DropSmallBoxes,
     Flip,
     IoUCrop,
+    Letterbox,
     Photometric,
     Resize,
     Rotate,
     ScaleCrop,
+    Shear,
     Transform,
     Windows,
     ZoomOut,
@@ -67,7 +69,10 @@ GEOMETRIC: dict[str, Transform] = {
     "scale and crop in a row": Compose(
         [ZoomOut(1.0, max_factor=2.0), ScaleCrop(64, (60, 90)), Resize(64, 64)]
     ),
+    "letterbox": Windows([Letterbox(), Resize(96, 96)]),
+    "letterbox, scale and crop": Windows([Letterbox(), ScaleCrop(64, (70, 70)), Flip(0.5), Resize(96, 96)]),
     "rotate": Rotate(40.0),
+    "shear, unlike rotation": Shear(25.0),
     "all in a row": Compose([Photometric(), ZoomOut(1.0), IoUCrop(1.0), Flip(1.0), Resize(75, 75)]),
     "all at once": Windows([ZoomOut(1.0), IoUCrop(1.0), Flip(1.0), Resize(75, 75)]),
     "with rotation": Compose(

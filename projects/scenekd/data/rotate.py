@@ -1,8 +1,9 @@
-"""Rotation by any angle: the one transform here that is no window of the image."""
+"""Rotation and shear by any angle: the transforms that are no window of the image."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import cv2
 import numpy as np
@@ -11,14 +12,18 @@ from ..sample import IGNORE_INDEX, Sample
 from .geometry import MEAN_COLOUR, centres_inside, hide_padding, identity_coordinates
 
 
-class Rotate:
-    """Rotate about the image's centre by U(−degrees, degrees); the size stays, corners show the mean colour.
+class _Affine:
+    """An affine map of the image's pixels; the size stays, corners show the mean colour.
 
-    A box becomes the box around its rotated corners, clipped; one whose centre leaves the image is dropped.
+    A box becomes the box around its moved corners, clipped; one whose centre leaves the image is dropped.
     """
 
     def __init__(self, degrees: float, prob: float = 1.0, *, fill_seg: int = IGNORE_INDEX) -> None:
         self.degrees, self.prob, self.fill_seg = degrees, prob, fill_seg
+
+    def matrix(self, degrees: float, centre: tuple[float, float]) -> np.ndarray:
+        """(2, 3), from OpenCV's pixels before to those after, which leaves the ``centre`` (x, y) where it is."""
+        raise NotImplementedError
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         if rng.random() >= self.prob:
@@ -26,7 +31,7 @@ class Rotate:
         height, width = sample.image.shape[:2]
         # OpenCV's pixel (0, 0) is the first pixel's centre, so the image's centre is half a pixel less.
         centre = ((width - 1) / 2, (height - 1) / 2)
-        matrix = cv2.getRotationMatrix2D(centre, float(rng.uniform(-self.degrees, self.degrees)), 1.0)
+        matrix = self.matrix(float(rng.uniform(-self.degrees, self.degrees)), centre)
         inverse = cv2.invertAffineTransform(matrix)
         field = sample.coordinates
         if field is None:
@@ -34,18 +39,36 @@ class Rotate:
         sem_seg = sample.sem_seg
         if sem_seg is not None:
             sem_seg = _warp(sem_seg, matrix, cv2.INTER_NEAREST, (self.fill_seg,))
-        boxes, keep = _rotate_boxes(sample.boxes, matrix, height, width)
+        boxes, keep = _move_boxes(sample.boxes, matrix, height, width)
         doubtful = sample.doubtful_boxes
         if doubtful is not None:
-            doubtful = _rotate_boxes(doubtful, matrix, height, width)[0]
+            doubtful = _move_boxes(doubtful, matrix, height, width)[0]
         return dataclasses.replace(
             sample,
             image=_warp(sample.image, matrix, cv2.INTER_LINEAR, MEAN_COLOUR),
             boxes=boxes,
             doubtful_boxes=doubtful,
             sem_seg=sem_seg,
-            coordinates=_rotate_field(field, inverse),
+            coordinates=_move_field(field, inverse),
         ).select(keep)
+
+
+class Rotate(_Affine):
+    """Rotate about the image's centre by U(−degrees, degrees), with probability ``prob``."""
+
+    def matrix(self, degrees: float, centre: tuple[float, float]) -> np.ndarray:
+        """See the base class."""
+        return cv2.getRotationMatrix2D(centre, degrees, 1.0)
+
+
+class Shear(_Affine):
+    """Slant upright lines by U(−degrees, degrees), with probability ``prob``; rows move sideways, the middle one
+    stays."""
+
+    def matrix(self, degrees: float, centre: tuple[float, float]) -> np.ndarray:
+        """See the base class."""
+        slope = math.tan(math.radians(degrees))
+        return np.array([[1.0, slope, -slope * centre[1]], [0.0, 1.0, 0.0]])
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray, how: int, fill: tuple[int, ...]) -> np.ndarray:
@@ -55,10 +78,10 @@ def _warp(image: np.ndarray, matrix: np.ndarray, how: int, fill: tuple[int, ...]
     )
 
 
-def _rotate_boxes(
+def _move_boxes(
     boxes: np.ndarray, matrix: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(boxes around the rotated corners, which of them keep their centre in the image)."""
+    """(boxes around the moved corners, which of them keep their centre in the image)."""
     corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2) - 0.5  # box corners to OpenCV's pixels
     moved = corners @ matrix[:, :2].T + matrix[:, 2] + 0.5
     around = np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
@@ -66,8 +89,8 @@ def _rotate_boxes(
     return np.clip(around, 0, [width, height, width, height]).astype(np.float32), keep
 
 
-def _rotate_field(field: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """The field at the rotated pixels, continued linearly; NaN where a part cut off earlier would turn up."""
+def _move_field(field: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+    """The field at the moved pixels, continued linearly; NaN where a part cut off earlier would turn up."""
     height, width = field.shape[:2]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     source = np.stack([x, y], axis=2) @ inverse[:, :2].T + inverse[:, 2]

@@ -17,8 +17,8 @@ from ..sample import IGNORE_INDEX, Sample
 from .blur import Blur
 from .geometry import identity_coordinates
 from .photometric import Photometric
-from .rotate import Rotate
-from .windows import Flip, IoUCrop, PadCrop, Resize, ScaleCrop, Window, Windows, ZoomOut
+from .rotate import Rotate, Shear
+from .windows import Flip, IoUCrop, Letterbox, PadCrop, Resize, ScaleCrop, Window, Windows, ZoomOut
 
 __all__ = [
     "Blur",
@@ -26,11 +26,13 @@ __all__ = [
     "DropSmallBoxes",
     "Flip",
     "IoUCrop",
+    "Letterbox",
     "PadCrop",
     "Photometric",
     "Resize",
     "Rotate",
     "ScaleCrop",
+    "Shear",
     "Transform",
     "Windows",
     "ZoomOut",
@@ -69,8 +71,9 @@ class DropSmallBoxes:
         return sample if keep.all() else sample.select(keep)
 
 
-def build_transforms(cfg: Any, train: bool) -> Compose:
-    """From ``cfg.INPUT``: the whole augmentation in training, the resize alone in testing.
+def build_transforms(cfg: Any, train: bool, first: Sequence[Window] = ()) -> Compose:
+    """From ``cfg.INPUT``: the whole augmentation in training, the resize alone in testing; windows that come ``first``
+    are drawn in one go with the others.
 
     Raises:
         UserError: a value out of its range.
@@ -78,7 +81,7 @@ def build_transforms(cfg: Any, train: bool) -> Compose:
     inp = cfg.INPUT
     resize = Resize(inp.SIZE, inp.SIZE, antialias=inp.ANTIALIAS)
     if not train:
-        return Compose([resize])
+        return Compose([Windows([*first, resize]) if first else resize])
     for key in ("ZOOM_OUT_PROB", "CROP_PROB", "FLIP_PROB", "BLUR_PROB"):
         if not 0.0 <= inp[key] <= 1.0:
             raise UserError(f"INPUT.{key}: {inp[key]} is no probability")
@@ -93,7 +96,7 @@ def build_transforms(cfg: Any, train: bool) -> Compose:
         per_run_seed=cfg.SEED if inp.ZOOM_OUT_PER_RUN else None,
     )
     steps: list[Transform] = [Photometric()] if inp.PHOTOMETRIC else []
-    windows: list[Window] = [zoom_out, IoUCrop(inp.CROP_PROB)]
+    windows: list[Window] = [*first, zoom_out, IoUCrop(inp.CROP_PROB)]
     try:
         if inp.SHORT_SIDE:
             windows.append(ScaleCrop(inp.SIZE, _pair(inp.SHORT_SIDE)))

@@ -186,6 +186,18 @@ class PadCrop(Window):
         frame.y0, frame.y1 = frame.y0 + down, frame.y1 + down
 
 
+class Letterbox(Window):
+    """Widen the shorter side on both ends to the length of the longer, so that a resize to a square keeps proportions.
+    The border has the mean colour, and is void in the mask."""
+
+    def propose(self, frame: Frame, rng: np.random.Generator) -> None:
+        height, width = frame.y1 - frame.y0, frame.x1 - frame.x0
+        side = max(height, width)
+        frame.x0 -= (side - width) // 2
+        frame.y0 -= (side - height) // 2
+        frame.x1, frame.y1 = frame.x0 + side, frame.y0 + side
+
+
 class Flip(Window):
     """Mirror left to right with probability ``prob``."""
 
