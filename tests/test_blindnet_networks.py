@@ -71,6 +71,24 @@ def test_nothing_of_the_hidden_object_reaches_a_network(name) -> None:
     assert all(torch.equal(a.class_scores, b.class_scores) for a, b in zip(first, second))
 
 
+@pytest.mark.parametrize(
+    ("name", "trunk"),
+    [*((name, "resnet18") for name in NETWORKS), *((name, "ffc18") for name in ("context", "pixel_id"))],
+)
+def test_pictures_that_differ_under_the_hole_alone_score_alike(name, trunk) -> None:
+    """From the file to the scores, for every fill that does not look there (``blur`` does)."""
+    for fill in ("zero", "mean", "noise", "inpaint"):
+        cfg, net = _net(f"{NODE}.NETWORK", name, f"{NODE}.TRUNK", trunk, f"{NODE}.MASK.FILL", fill)
+        net.eval()
+        scores = []
+        for value in (0, 255):
+            one = picture("a", [(3, [9, 9, 40, 33]), (4, [45, 30, 60, 50])])
+            one.pixels[9:33, 9:40] = value
+            mapper = HidingMapper(prepare_data(dataset(one), cfg, train=False), cfg, train=False)
+            scores.append(predict(net, *collate([mapper(0)]))[0].class_scores)
+        assert torch.equal(*scores)
+
+
 def test_controls_see_what_their_names_say() -> None:
     pixels, layout = {}, {}
     for name in NETWORKS:
@@ -79,6 +97,7 @@ def test_controls_see_what_their_names_say() -> None:
         images, targets = _batch(cfg)
         shown = images.clone()
         shown[:, :3] = 255 - images[:, :3]
+        shown[:, :3] *= images[:, 3:] == 0  # the hole stays dark
         before, after = (predict(net, one, targets)[0].class_scores for one in (images, shown))
         pixels[name] = not torch.equal(before, after)
         others = _batch(cfg, others=8)[1]

@@ -77,6 +77,29 @@ def test_a_run_scores_and_reports(config, engine) -> None:
     assert {**second, "meta": 0} == {**saved, "meta": 0}
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        ("pixel_id", "MASK_WEIGHT", 1.0, "AUGMENT.GRAY", True),
+        ("multi_label", "POOL", "global", "CLASS_WEIGHTS", "pixels"),
+        ("context", "TRUNK", "ffc18", "AUGMENT.LETTERBOX", True),
+        ("transformer", "TOKEN_WIDTH", 24, "TOKEN_DEPTH", 1),
+    ],
+    ids=lambda network: network[0],
+)
+def test_other_networks_run_too(config, network) -> None:
+    """From the training pictures, with masks where they are learnt from, to the scores of every case."""
+    name, first, value, second, other = network
+    keys = (f"{NODE}.NETWORK", name, f"{NODE}.{first}", value, f"{NODE}.{second}", other)
+    cfg = config("out", *keys, "SOLVER.MAX_ITER", 2)
+    _train(cfg, "mmengine")
+    own = json.loads((Path(cfg.OUTPUT_DIR) / "results.json").read_text())["hidden_object"]
+    assert own["top_n"][-1] == pytest.approx(100) and own["objects"] > own["pictures"] == 6
+    lines = read_metrics(Path(cfg.OUTPUT_DIR) / "metrics.json")
+    losses = [line["total_loss"] for line in lines if "total_loss" in line]
+    assert len(losses) == 2 and min(losses) > 0
+
+
 @pytest.mark.detectron2
 @pytest.mark.parametrize("network", ["context", "layout_only"])
 def test_both_engines_train_alike(config, network) -> None:

@@ -10,19 +10,39 @@ KEY = "MODEL.BLINDNET"
 def add_blindnet_config(cfg: CN) -> None:
     """Add ``cfg.MODEL.BLINDNET``. The defaults are the masked-context classifier on a hidden box."""
     node = cfg.MODEL.BLINDNET = CN()
-    # context (a trunk), cnn, unet; or a control that does not see the picture: mask_only, layout_only, class_prior
+    # context, multi_label, pixel_id (on a trunk), transformer, cnn, unet; or a control that does not see the picture:
+    # mask_only, layout_only, class_prior
     # transfer: no hidden object, but the classes that a whole picture shows, by a trunk trained elsewhere
     node.NETWORK = "context"
-    node.TRUNK = "resnet18"  # of context: resnet18 | 34 | 50 | 101, densenet121, vgg16
+    # resnet18 | 34 | 50 | 101, densenet121, vgg16, or a ResNet of Fourier convolutions: ffc18 | 34
+    node.TRUNK = "resnet18"
     node.TRUNK_WIDTH = 64  # channels of a ResNet's first stage (64, the usual)
     node.OUTPUT_STRIDE = 32  # of a ResNet: 32 | 16 | 8
     node.NORM = "BN"  # BN | SyncBN | FrozenBN (of the trunk) | GN
-    node.POOL = "both"  # of context: global (mean of the picture's features) | region (of the hole's) | both
-    node.GEOMETRY = True  # of context: the hole's place, size and proportions as numbers beside the features
-    node.DROPOUT = 0.0  # before the classes, of context and cnn
+    # Of context and multi_label: global (mean of the picture's features) | region (of the hole's) | both
+    node.POOL = "both"
+    # Of context, multi_label, transformer: the hole's place, size and proportions as numbers beside the features
+    node.GEOMETRY = True
+    node.DROPOUT = 0.0  # before the classes, of all but unet
     node.WIDTH = 64  # of unet and cnn: channels of the first level; each of the four below has twice as many
     node.UPSAMPLING = "bilinear"  # of unet: bilinear | transposed
-    node.MASK_WEIGHT = 5.0  # of unet: weight of a pixel in the hole in its loss, against 1 elsewhere
+    node.MASK_WEIGHT = (
+        5.0  # of unet and pixel_id: weight of a pixel in the hole in the loss, against 1 elsewhere
+    )
+    node.PIXEL_TARGET = "masks"  # of pixel_id: class ids from the data's masks | boxes
+    node.PIXEL_STRIDE = 1  # of pixel_id: its dense layers and loss work on one pixel in so many, each way
+    node.BACKGROUND_WEIGHT = 1.0  # of pixel_id: weight of a pixel without an object, beside CLASS_WEIGHTS
+    node.TOKEN_PATCH = 16  # of transformer: side of a patch
+    node.TOKEN_WIDTH = 192  # of transformer: channels of a token, a multiple of 4
+    node.TOKEN_DEPTH = 6  # of transformer: layers
+    node.TOKEN_HEADS = 3  # of transformer: heads of its attention
+    node.TOKEN_READ = (
+        "mean"  # of transformer: mean of the hidden tokens | one, that nearest to the hole's centre
+    )
+    node.VIT = (
+        ""  # of transformer: timm's name of a plain ViT in place of these sizes, as vit_small_patch16_224
+    )
+    node.VIT_WEIGHTS = ""  # of VIT: timm (downloaded once) | a file of its weights | "" (random)
     node.CONTROL_WIDTH = 128  # of mask_only and layout_only: units of a layer
     node.CLASS_WEIGHTS = (
         "none"  # none | objects | pixels: a class weighs 1 − its share of all objects, of pixels
@@ -35,6 +55,19 @@ def add_blindnet_config(cfg: CN) -> None:
         False  # of transfer: True: a linear probe on its features, taken once of every picture
     )
     node.COMPARE = ()  # pairs (name, results.json of another run), drawn into this run's curve
+
+    augment = node.AUGMENT = CN()  # beside INPUT's, on the picture before an object is hidden
+    augment.LETTERBOX = False  # the picture is padded to a square, not stretched; in testing too
+    augment.GRAY = False  # luma in all three channels; in testing too
+    augment.ROTATE_PROB = 0.0  # a picture is rotated, or sheared, or neither; the two are at most 1
+    augment.ROTATE_DEGREES = 10.0
+    augment.SHEAR_PROB = 0.0
+    augment.SHEAR_DEGREES = 15.0
+    augment.BLUR_OR_JITTER_PROB = 0.0  # half of them are blurred, the others as by INPUT.PHOTOMETRIC
+    augment.RGB_SHIFT_PROB = 0.0
+    augment.RGB_SHIFT = 20.0  # greatest, of each channel, of 255
+    augment.CHANNEL_SHUFFLE_PROB = 0.0
+    augment.TONE_PROB = 0.0  # equalised (CLAHE), or of four bits, or gray, a third each
 
     mask = node.MASK = CN()
     mask.SHAPES = ("box",)  # of box | square | circle | blob | segment (a leak); of several one is drawn

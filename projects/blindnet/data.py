@@ -17,12 +17,12 @@ from fvcore.common.config import CfgNode
 from scenekd.data.holes import areas
 from scenekd.data.mapper import Mapper, no_crowd
 from scenekd.data.records import Dataset, Record
-from scenekd.data.transforms import build_transforms
 from scenekd.errors import UserError
 from scenekd.sample import Sample
 from scenekd.sampling import STREAM_HIDE, draw_rng
 from scenekd.teachers.options import our_classes
 
+from .augmentation import build_augmentation, to_input
 from .config import KEY
 from .hiding import Hider, case_rng
 from .truth import scene_types
@@ -39,7 +39,7 @@ def prepare_data(dataset: Dataset, cfg: CfgNode, *, train: bool) -> Dataset:
     """
     check_classes(dataset, cfg)
     hider = Hider.from_config(cfg)
-    cases = enumerate_objects(dataset, hider, cfg.INPUT.SIZE)
+    cases = enumerate_objects(dataset, hider, cfg.INPUT.SIZE, cfg.MODEL.BLINDNET.AUGMENT.LETTERBOX)
     pictures = {case.hidden.picture for case in cases if case.hidden is not None}
     left_out = len(dataset) - len(pictures)
     if not cases:
@@ -56,7 +56,12 @@ def prepare_data(dataset: Dataset, cfg: CfgNode, *, train: bool) -> Dataset:
             KEY,
         )
     if train and cfg.MODEL.BLINDNET.MASK.DRAW == "image":
-        cases = [record for record in without_masks(dataset.records) if record.image_id in pictures]
+        cases = [record for record in dataset.records if record.image_id in pictures]
+    if train and learns_masks(cfg):
+        if not any(record.has_sem_seg for record in cases):
+            raise UserError(f"{dataset.name}: has no masks, which {KEY}.PIXEL_TARGET wants; set it to boxes")
+    else:
+        cases = list(without_masks(cases))
     return dataclasses.replace(dataset, records=cases)
 
 
@@ -69,19 +74,24 @@ def check_classes(dataset: Dataset, cfg: CfgNode) -> None:
         )
 
 
-def enumerate_objects(dataset: Dataset, hider: Hider, side: int) -> list[Record]:
+def learns_masks(cfg: CfgNode) -> bool:
+    """Whether the network learns from the masks of the data set."""
+    return bool(cfg.MODEL.BLINDNET.NETWORK == "pixel_id" and cfg.MODEL.BLINDNET.PIXEL_TARGET == "masks")
+
+
+def enumerate_objects(dataset: Dataset, hider: Hider, side: int, letterbox: bool = False) -> list[Record]:
     """One record for each object that can be hidden, in the order of the data set.
 
     Args:
-        side: of the network's square input, on which areas are measured.
+        side: of the network's square input, on which areas are measured. letterbox: whether pictures are padded to a
+            square, not stretched.
     """
     scenes = scene_types(dataset)
     cases = []
-    for record in without_masks(dataset.records):
+    for record in dataset.records:
         if record.boxes is None or record.labels is None or not len(record.boxes):
             continue
-        height, width = record.size()
-        boxes = record.boxes * np.array([side / width, side / height] * 2, np.float32)
+        boxes = to_input(record.boxes, record.size(), side, letterbox)
         difficult = np.zeros(len(boxes), bool) if record.difficult is None else record.difficult
         single = no_crowd(record)
         hidden = hider.cases(
@@ -98,7 +108,7 @@ def enumerate_objects(dataset: Dataset, hider: Hider, side: int) -> list[Record]
 
 
 def without_masks(records: Iterable[Record]) -> Iterator[Record]:
-    """The records without their semantic masks, which nothing here is learnt from, and which are slow to read."""
+    """The records without their semantic masks, which most networks do not learn from, and which are slow to read."""
     for record in records:
         yield dataclasses.replace(record, sem_seg_file=None, segmentation=None)
 
@@ -133,8 +143,10 @@ class HidingMapper(Mapper):
     def __init__(self, dataset: Dataset, cfg: CfgNode, *, train: bool, **options: Any) -> None:
         self.hider = Hider.from_config(cfg)
         options["instance_masks"] = "segment" in self.hider.shapes
+        options.setdefault("transforms", None)
+        options["transforms"] = options["transforms"] or build_augmentation(cfg, train)
         super().__init__(dataset, cfg, train=train, **options)
-        self._plain = build_transforms(cfg, train=False)
+        self._plain = build_augmentation(cfg, train=False)
         self._batch = cfg.SOLVER.IMS_PER_BATCH
         self._last: tuple[str, Sample] | None = None
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scenekd.data.records import Dataset
 from scenekd.errors import UserError
-from scenekd.nets.trunks import PIXEL_MEAN, PIXEL_STD, build_trunk
+from scenekd.nets.trunks import PIXEL_MEAN, PIXEL_STD, Trunk, build_trunk
 from scenekd.nets.weights import load_pretrained
 from scenekd.sample import Prediction, Target
 from scenekd.teachers.options import our_classes
@@ -22,8 +22,11 @@ from .config import KEY
 from .context import ContextClassifier
 from .controls import ClassPrior, LayoutOnly, MaskOnly
 from .data import class_shares
+from .multi_label import MultiLabelClassifier
 from .network import HiddenObjectNetwork, Inputs
+from .pixel_id import PixelIdNetwork
 from .transfer import TransferNet, build_transfer, is_transfer
+from .transformer import MaskedTokenTransformer, PatchTransformer, TimmTransformer
 from .unet import EncoderClassifier, UNet
 
 CLASS_WEIGHTS = ("none", "objects", "pixels")
@@ -114,13 +117,49 @@ class BlindNet(nn.Module):
         return {self.tasks[0]: self.network(self.inputs(images))}
 
 
-def _context(cfg: CfgNode, classes: int) -> HiddenObjectNetwork:
-    node = cfg.MODEL.BLINDNET
-    trunk = build_trunk(
+def _trunk(node: CfgNode) -> Trunk:
+    return build_trunk(
         node.TRUNK, width=node.TRUNK_WIDTH, norm=node.NORM, output_stride=node.OUTPUT_STRIDE, key=KEY
     )
-    return ContextClassifier(
-        trunk, node.TRUNK, classes, pool=node.POOL, geometry=node.GEOMETRY, dropout=node.DROPOUT
+
+
+def _context(cfg: CfgNode, classes: int) -> HiddenObjectNetwork:
+    node = cfg.MODEL.BLINDNET
+    kind = MultiLabelClassifier if node.NETWORK == "multi_label" else ContextClassifier
+    return kind(
+        _trunk(node), node.TRUNK, classes, pool=node.POOL, geometry=node.GEOMETRY, dropout=node.DROPOUT
+    )
+
+
+def _pixel_id(cfg: CfgNode, classes: int) -> HiddenObjectNetwork:
+    node = cfg.MODEL.BLINDNET
+    return PixelIdNetwork(
+        _trunk(node),
+        node.TRUNK,
+        classes,
+        stride=node.PIXEL_STRIDE,
+        target=node.PIXEL_TARGET,
+        mask_weight=node.MASK_WEIGHT,
+        background=node.BACKGROUND_WEIGHT,
+        dropout=node.DROPOUT,
+    )
+
+
+def _transformer(cfg: CfgNode, classes: int) -> HiddenObjectNetwork:
+    node = cfg.MODEL.BLINDNET
+    tokens: PatchTransformer | TimmTransformer
+    if node.VIT:
+        tokens = TimmTransformer(node.VIT, cfg.INPUT.SIZE, node.VIT_WEIGHTS)
+    else:
+        tokens = PatchTransformer(
+            cfg.INPUT.SIZE,
+            patch=node.TOKEN_PATCH,
+            width=node.TOKEN_WIDTH,
+            depth=node.TOKEN_DEPTH,
+            heads=node.TOKEN_HEADS,
+        )
+    return MaskedTokenTransformer(
+        tokens, classes, read=node.TOKEN_READ, geometry=node.GEOMETRY, dropout=node.DROPOUT
     )
 
 
@@ -138,6 +177,9 @@ def _cnn(cfg: CfgNode, classes: int) -> HiddenObjectNetwork:
 
 NETWORKS: dict[str, Callable[[CfgNode, int], HiddenObjectNetwork]] = {
     "context": _context,
+    "multi_label": _context,
+    "pixel_id": _pixel_id,
+    "transformer": _transformer,
     "cnn": _cnn,
     "unet": _unet,
     "mask_only": lambda cfg, classes: MaskOnly(classes, cfg.MODEL.BLINDNET.CONTROL_WIDTH),
@@ -183,7 +225,12 @@ def build_blindnet(
     Raises:
         UserError: no such network, or a value out of range.
     """
-    network = build_network(cfg)
+    chosen = cfg
+    if cfg.MODEL.BLINDNET.VIT_WEIGHTS and not pretrained:
+        chosen = cfg.clone()
+        chosen.defrost()
+        chosen.MODEL.BLINDNET.VIT_WEIGHTS = ""
+    network = build_network(chosen)
     try:
         net = kind(network, len(our_classes(cfg)), class_weights=cfg.MODEL.BLINDNET.CLASS_WEIGHTS)
     except ValueError as error:

@@ -124,8 +124,12 @@ class UNet(HiddenObjectNetwork):
 
 def region_scores(logits: Tensor, hole: Tensor) -> Tensor:
     """(N, C): log Σ_pixels-of-the-hole sigmoid(logit), of logits (N, C, H, W) and hole (N, 1, H, W)."""
-    total = (logits.float().sigmoid() * hole).sum(dim=(2, 3))
-    return total.clamp(min=1e-12).log()
+    return region_sums(logits.float().sigmoid(), hole)
+
+
+def region_sums(probabilities: Tensor, hole: Tensor) -> Tensor:
+    """(N, C): log Σ_pixels probability · hole, of probabilities (N, C, h, w) and shares in the hole (N, 1, h, w)."""
+    return (probabilities * hole).sum(dim=(2, 3)).clamp(min=1e-12).log()
 
 
 def filled_boxes(targets: list[Target], shape: torch.Size) -> Tensor:
