@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from scenekd.data.catalog import load_dataset
 from scenekd.data.class_ids import masks_folder, store_class_ids
 from scenekd.data.coco import find_json, read_instances
 from scenekd.errors import UserError
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "_base_"
 
 
 @pytest.fixture
@@ -87,7 +90,7 @@ def test_unused_classes_need_no_category(root) -> None:
 def test_the_91_classes_are_coco_s_ids() -> None:
     """Of 91 names 80 are those of the usual list, in its order; COCO's ids of some are known by heart."""
     names, usual = (
-        load_config(f"configs/_base_/{name}.yaml").DATASETS.CLASSES for name in ("coco2017_91", "coco2017")
+        load_config(CONFIGS / f"{name}.yaml").DATASETS.CLASSES for name in ("coco2017_91", "coco2017")
     )
     assert len(names) == 91 and tuple(n for n in names if not n.startswith("unused")) == tuple(usual)
     assert [names.index(n) for n in ("person", "cat", "dog", "toothbrush")] == [1, 17, 18, 90]
