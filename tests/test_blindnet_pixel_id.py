@@ -15,6 +15,7 @@ from blindnet.data import HidingMapper, prepare_data
 from blindnet.multi_label import scene_classes, scene_loss
 from blindnet.network import Inputs
 from blindnet.pixel_id import class_ids, pixel_loss
+from blindnet.registered import RegisteredMaskedContext
 from scenekd.data.mapper import collate
 from scenekd.errors import UserError
 
@@ -166,6 +167,15 @@ def test_the_scene_holds_visible_and_hidden_classes_and_scores_are_sigmoids() ->
         net.network.classes.bias.copy_(torch.linspace(-1, 1, 10))
     scores = net(images)[0].class_scores
     torch.testing.assert_close(scores.exp(), torch.linspace(-1, 1, 10).sigmoid())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"network": "pixel_id"}, "PIXEL_TARGET"), ({"augment": {"gray": True}}, "AUGMENT")],
+)
+def test_what_a_framework_s_pipeline_does_not_bring_is_refused(options, message) -> None:
+    with pytest.raises(UserError, match=message):
+        RegisteredMaskedContext(num_classes=4, image_size=64, trunk_width=4, **options)
 
 
 @pytest.mark.parametrize(

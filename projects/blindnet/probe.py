@@ -15,13 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scenekd.data.holes import areas, extents
-from scenekd.data.transforms import build_transforms
 from scenekd.errors import UserError
 from scenekd.models import predict
 from scenekd.predictor import Predictor
 from scenekd.sample import Sample
 from scenekd.teachers.options import our_classes
 
+from .augmentation import build_augmentation
 from .config import KEY
 from .hiding import Hider, case_rng
 from .model import BlindNet
@@ -96,7 +96,7 @@ class Probe:
         self.net, self.device, self.hider, self.seed = net, predictor.device, Hider.from_config(cfg), cfg.SEED
         self.classes, self.batch = our_classes(cfg), cfg.TEST.BATCH_SIZE
         self.shape = "box" if self.hider.shapes[0] == "segment" else self.hider.shapes[0]
-        self._transforms = build_transforms(cfg, train=False)
+        self._transforms = build_augmentation(cfg, train=False)
 
     @property
     def shares(self) -> np.ndarray:

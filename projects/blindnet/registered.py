@@ -19,7 +19,7 @@ import torch.distributed as dist
 from fvcore.common.config import CfgNode
 from torch import Tensor
 
-from scenekd.config import build_config
+from scenekd.config import build_config, get_cfg
 from scenekd.data.voc import VOC_CLASSES
 from scenekd.errors import UserError
 from scenekd.hidden import HiddenRegion, HiddenScores
@@ -28,6 +28,7 @@ from scenekd.sample import Prediction, Sample, Target
 from scenekd.sampling import STREAM_HIDE, draw_rng
 
 from .config import KEY
+from .data import learns_masks
 from .hiding import Hider, case_rng
 from .model import BlindNet, build_blindnet, build_network
 from .network import HiddenObjectNetwork
@@ -271,4 +272,8 @@ def _hiding(cfg: CfgNode) -> dict[str, Any]:
         )
     if node.COMPARE:
         raise UserError(f"{KEY}.COMPARE: {NAME} draws no curve; leave it empty")
+    if node.AUGMENT != get_cfg("blindnet").MODEL.BLINDNET.AUGMENT:
+        raise UserError(f"{KEY}.AUGMENT: the framework's pipeline augments; leave these keys as they are")
+    if learns_masks(cfg):
+        raise UserError(f"{KEY}.PIXEL_TARGET: masks do not reach {NAME}; set it to boxes")
     return {"hider": Hider.from_config(cfg), "seed": cfg.SEED, "class_weights": node.CLASS_WEIGHTS}
