@@ -26,13 +26,13 @@ from scenekd.data.holes import (
 )
 from scenekd.data.instance_masks import sample_masks
 from scenekd.data.mapper import network_pixels
-from scenekd.data.transforms import build_transforms
 from scenekd.errors import UserError
 from scenekd.hidden import HiddenObject, HiddenRegion
 from scenekd.sample import Sample
 from scenekd.sampling import STREAM_HIDE, draw_rng
 from scenekd.teachers.options import our_classes
 
+from .augmentation import build_augmentation
 from .config import KEY
 
 OTHERS = ("keep", "skip", "multi_label")
@@ -220,7 +220,7 @@ def hide_boxes(image: np.ndarray, boxes: np.ndarray, cfg: CfgNode) -> tuple[np.n
         from_teacher=none > 0,
         difficult=none > 0,
     )
-    sample = build_transforms(cfg, train=False)(given, np.random.default_rng(0))
+    sample = build_augmentation(cfg, train=False)(given, np.random.default_rng(0))
     side = cfg.INPUT.SIZE
     hidden = hider.admissible(sample.boxes, sample.difficult, (side, side))[0]
     pixels = [
