@@ -22,8 +22,9 @@ from pycocotools.cocoeval import COCOeval
 from ..data.records import Dataset
 from ..errors import UserError
 from .arrays import to_numpy
-from .coco_interval import coco_ap_interval
+from .coco_interval import coco_ap_interval, coco_ap_statistic
 from .image_records import ImageRecords
+from .statistics import Statistic
 
 # The twelve numbers in the order of COCOeval.stats.
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -148,6 +149,10 @@ class CocoSummary(ImageRecords[Any]):
             for key, k in columns.items():
                 result[f"{key}_interval"] = [100 * float(low[k]), 100 * float(high[k])]
         return result
+
+    def ap_statistic(self) -> Statistic:
+        """See :func:`.coco_interval.coco_ap_statistic`."""
+        return coco_ap_statistic(self._evaluate(self._truth()))
 
     def _evaluate(self, known: CocoTruth) -> COCOeval:
         # pycocotools prints its progress and its table.

@@ -10,7 +10,7 @@ from pycocotools.cocoeval import COCOeval
 
 from .arrays import defined_mean
 from .average_precision import weighted_ap
-from .statistics import bootstrap_interval
+from .statistics import Statistic, bootstrap_interval
 
 
 def coco_ap_interval(evaluation: COCOeval, *, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -21,6 +21,17 @@ def coco_ap_interval(evaluation: COCOeval, *, resamples: int, seed: int) -> tupl
 
     Returns:
         low, high: (1 + C,), the mean over the classes first, then the classes in order of their category id.
+    """
+    statistic, images = coco_ap_statistic(evaluation), len(evaluation.params.imgIds)
+    return bootstrap_interval(statistic, images, resamples=resamples, seed=seed)
+
+
+def coco_ap_statistic(evaluation: COCOeval) -> Statistic:
+    """COCO AP as a function of image weights: (B, I), in the order of the evaluation's image ids → (B, 1 + C) in 0…1,
+    the mean over the classes first.
+
+    Args:
+        evaluation: after ``evaluate()``.
     """
     outcomes = [_outcomes(evaluation, k) for k in range(len(evaluation.params.catIds))]
     levels = np.asarray(evaluation.params.recThrs)
@@ -41,7 +52,7 @@ def coco_ap_interval(evaluation: COCOeval, *, resamples: int, seed: int) -> tupl
         )
         return np.concatenate([defined_mean(per_class)[:, None], per_class], axis=1)
 
-    return bootstrap_interval(statistic, len(evaluation.params.imgIds), resamples=resamples, seed=seed)
+    return statistic
 
 
 def _outcomes(evaluation: COCOeval, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from .arrays import defined_mean, to_numpy
 from .average_precision import PrecisionRecall
 from .image_records import ImageRecords
 from .matching_voc import Boxes, Matches, concatenate, match
-from .statistics import bootstrap_interval
+from .statistics import Statistic, bootstrap_interval
 
 IOU_THRESHOLDS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 
@@ -171,17 +171,22 @@ class DetectionRecords(ImageRecords[Matches]):
         }
         result.update({f"AP-{name}": float(ap) for name, ap in zip(self.classes, per_class[0])})
         if bootstrap:
-            low, high = self._interval(curve, len(parts), bootstrap, seed)
+            low, high = bootstrap_interval(
+                self._statistic(curve, 100), len(parts), resamples=bootstrap, seed=seed
+            )
             for k, key in enumerate(["mAP", *(f"AP-{name}" for name in self.classes)]):
                 result[f"{key}_interval"] = [float(low[k]), float(high[k])]
             result["AP50_interval"] = list(result["mAP_interval"])
         return result
 
-    def _interval(
-        self, curve: PrecisionRecall, num_images: int, resamples: int, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def ap_statistic(self) -> Statistic:
+        """AP at IoU .5 as a function of image weights: (B, I), in the order of the image ids → (B, 1 + C) in 0…1, the
+        mean over the classes first."""
+        return self._statistic(PrecisionRecall(concatenate(self._sorted()), len(self.classes)), 1)
+
+    def _statistic(self, curve: PrecisionRecall, scale: float) -> Statistic:
         def statistic(weights: np.ndarray) -> np.ndarray:
-            ap = 100 * curve.weighted_average_precision(weights, 0.5, use_07_metric=self.use_07_metric)
+            ap = scale * curve.weighted_average_precision(weights, 0.5, use_07_metric=self.use_07_metric)
             return np.concatenate([defined_mean(ap)[:, None], ap], axis=1)
 
-        return bootstrap_interval(statistic, num_images, resamples=resamples, seed=seed)
+        return statistic

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import optimize, stats
 
+# (b, I) weights of the records → (b, …) values, see :func:`bootstrap_interval`.
+Statistic = Callable[[np.ndarray], np.ndarray]
+
 # Resamples handled at once are bounded so that a statistic sees at most this many weights.
 _WEIGHTS_AT_ONCE = 2_000_000
 
@@ -85,7 +88,7 @@ def minimum_detectable_effect(sd: float, n: int, *, level: float = 0.95, power: 
 
 
 def bootstrap_interval(
-    statistic: Callable[[np.ndarray], np.ndarray],
+    statistic: Statistic,
     num_records: int,
     *,
     resamples: int = 1000,
@@ -125,6 +128,19 @@ def bootstrap_interval(
     filled = np.where(undefined, 0.0, values)
     low, high = np.nanquantile(filled, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return np.where(undefined, np.nan, low), np.where(undefined, np.nan, high)
+
+
+def paired_bootstrap(
+    before: Statistic, after: Statistic, num_records: int, *, resamples: int = 1000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of after − before of two systems on the same records, each resample drawn for both.
+
+    Args:
+        before, after, num_records …: as in :func:`bootstrap_interval`.
+    """
+    return bootstrap_interval(
+        lambda weights: after(weights) - before(weights), num_records, resamples=resamples, seed=seed
+    )
 
 
 def _check_fraction(name: str, value: float) -> None:
