@@ -79,8 +79,21 @@ def add_blindnet_config(cfg: CN) -> None:
     mask.OTHERS = "keep"
     mask.OTHERS_COVERED = 0.5
     mask.DIFFICULT = True  # objects marked difficult are hidden, too
+    # In training up to so many other regions are hidden with the object: another object, a place beside it, any place.
+    # Re-scoring hides several detections in one pass (RESCORE.GROUPS); a network should have seen such pictures
+    mask.ALSO = 0
     mask.DRAW = "image"  # image | object: every training image is as likely, or every object
     # Curriculum: the covered share of the hole's bounds grows evenly from PARTIAL_START to 1 over PARTIAL_ITERS
     # iterations; evaluation always hides the whole
     mask.PARTIAL_START = 1.0
     mask.PARTIAL_ITERS = 0
+
+    again = node.RESCORE = CN()  # of tools/rescore.py
+    again.GROUPS = (
+        2  # passes of the trunk for an image; its detections share them. 0: one for each detection, exact
+    )
+    again.MIN_SCORE = 0.0  # detections below are not looked at, and keep their score
+    # What may strengthen or weaken the context's word, of size (the hole's) | objects (number of others) | rank (of the
+    # class, as a word of its own)
+    again.TERMS = ()
+    again.SURE = 0.5  # a detection with such a score, whose class the context takes for unlikely, is listed

@@ -87,9 +87,16 @@ class ContextClassifier(HiddenObjectNetwork):
         )
         self.classes = nn.Linear(width, num_classes)
 
+    shares_trunk = True
+
     def forward(self, inputs: Inputs) -> Tensor:
-        maps = self.trunk_net(torch.cat([inputs.images, inputs.hole], dim=1))
-        return self.classify(maps[-1], inputs.hole)
+        return self.classify(self.features(inputs), inputs.hole)
+
+    def features(self, inputs: Inputs) -> Tensor:
+        """(N, F, h, w): the last map of the trunk, which sees what is hidden, but not which hole is asked for."""
+        hidden = inputs.hole if inputs.hidden is None else inputs.hidden
+        last: Tensor = self.trunk_net(torch.cat([inputs.images, hidden], dim=1))[-1]
+        return last
 
     def classify(self, features: Tensor, hole: Tensor) -> Tensor:
         """(N, C) scores of features (N, F, h, w) and hole (N, 1, H, W)."""

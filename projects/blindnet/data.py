@@ -160,7 +160,8 @@ class HidingMapper(Mapper):
             moved = self._plain(sample, draw_rng(self.seed, index))
             chosen = self.hider.choose(moved, rng)
             assert chosen is not None
-        return self.hider.hide(moved, *chosen, rng, self.hider.share(index // self._batch))
+        share = self.hider.share(index // self._batch)
+        return self.hider.hide(moved, *chosen, rng, share, also=self.hider.also)
 
     def _hide_case(self, sample: Sample, record: Record) -> Sample:
         """An evaluation's case: what is drawn follows from its name alone."""

@@ -34,6 +34,7 @@ from scenekd.teachers.options import our_classes
 
 from .augmentation import build_augmentation
 from .config import KEY
+from .hole_groups import also_hidden
 
 OTHERS = ("keep", "skip", "multi_label")
 DRAWS = ("image", "object")
@@ -44,7 +45,7 @@ class Hider:
     """The rules of ``MODEL.BLINDNET.MASK``, see :func:`.config.add_blindnet_config` for what its keys mean.
 
     Attributes:
-        num_classes: C. shapes … difficult: the keys of these names. start, steps: of the curriculum.
+        num_classes: C. shapes … difficult, also: the keys of these names. start, steps: of the curriculum.
     """
 
     num_classes: int
@@ -57,6 +58,7 @@ class Hider:
     difficult: bool = True
     start: float = 1.0
     steps: int = 0
+    also: int = 0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Hider:
@@ -77,7 +79,7 @@ class Hider:
                 raise UserError(f"{KEY}.MASK.{key}: {mask[key]} is no share above 0, up to 1")
         if not 0 <= mask.OTHERS_COVERED <= 1:
             raise UserError(f"{KEY}.MASK.OTHERS_COVERED: {mask.OTHERS_COVERED} is no share between 0 and 1")
-        for key in ("MARGIN", "PARTIAL_ITERS"):
+        for key in ("MARGIN", "PARTIAL_ITERS", "ALSO"):
             if mask[key] < 0:
                 raise UserError(f"{KEY}.MASK.{key}: {mask[key]}; it must be at least 0")
         return cls(
@@ -91,6 +93,7 @@ class Hider:
             difficult=mask.DIFFICULT,
             start=mask.PARTIAL_START,
             steps=mask.PARTIAL_ITERS,
+            also=mask.ALSO,
         )
 
     def share(self, iteration: int) -> float:
@@ -166,12 +169,20 @@ class Hider:
         return int(rng.choice(np.flatnonzero(allowed[row]))), self.shapes[row]
 
     def hide(
-        self, sample: Sample, place: int, shape: str, rng: np.random.Generator, share: float = 1.0
+        self,
+        sample: Sample,
+        place: int,
+        shape: str,
+        rng: np.random.Generator,
+        share: float = 1.0,
+        *,
+        also: int = 0,
     ) -> Sample:
         """The sample without its object ``place``; its own arrays stay as they are.
 
         Args:
             share: of the hole's bounds that is covered.
+            also: up to so many other regions are hidden, too.
         """
         size = (sample.image.shape[0], sample.image.shape[1])
         segment = self._segment(sample, place, size) if shape == "segment" else None
@@ -182,11 +193,15 @@ class Hider:
         covered[place] = True
         classes = np.zeros(self.num_classes, np.float32)
         classes[sample.labels[covered] if self.others == "multi_label" else sample.labels[place]] = 1
+        more = also_hidden(sample.boxes, place, shape, size, rng, most=also, margin=self.margin)
+        hidden = hole if more is None else hole | more
+        if more is not None:
+            covered |= hole_shares(hidden, sample.boxes) > self.others_covered
         return dataclasses.replace(
             sample,
-            image=fill_hole(sample.image, hole, self.fill, rng),
+            image=fill_hole(sample.image, hidden, self.fill, rng),
             masks=None,
-            hidden=HiddenRegion(hole, place, ~covered, classes),
+            hidden=HiddenRegion(hole, place, ~covered, classes, more),
         )
 
     @staticmethod

@@ -34,7 +34,8 @@ CLASS_WEIGHTS = ("none", "objects", "pixels")
 
 class BlindNet(nn.Module):
     """``net(images, targets)``: scalar losses ``loss_*`` in training mode, else a Prediction with ``class_scores`` for
-    each picture. Images are (N, 4, H, W) float32: RGB in 0…255, and the hole, 255 inside and 0 outside.
+    each picture. Images are (N, 4, H, W) float32: RGB in 0…255, and the hole, 255 inside, 128 in what else is hidden
+    (:data:`scenekd.hidden.ALSO`), 0 elsewhere.
 
     Args:
         network: see :mod:`.network`. num_classes: C.
@@ -98,7 +99,8 @@ class BlindNet(nn.Module):
                 "SYSTEM blindnet: its network wants a picture with a hole, which this tool does not make"
             )
         normalised = (images[:, :3] - self.pixel_mean) / self.pixel_std
-        return Inputs(normalised, images[:, 3:] / 255, targets)
+        channel = images[:, 3:] / 255
+        return Inputs(normalised, (channel > 0.75).to(channel), targets, (channel > 0.25).to(channel))
 
     def forward(
         self, images: Tensor, targets: list[Target] | None = None

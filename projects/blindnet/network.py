@@ -21,11 +21,14 @@ class Inputs:
         images: (N, 3, H, W) float32, normalised; something else stands in the hole.
         hole: (N, 1, H, W) float32, 1 in the hole and 0 elsewhere.
         targets: for a network that ``wants_targets``, and in training; else None.
+        hidden: (N, 1, H, W) float32, 1 where anything is hidden: the hole, and where several regions are hidden at
+            once, the others; None for the hole alone.
     """
 
     images: Tensor
     hole: Tensor
     targets: list[Target] | None = None
+    hidden: Tensor | None = None
 
 
 class HiddenObjectNetwork(nn.Module):
@@ -33,10 +36,13 @@ class HiddenObjectNetwork(nn.Module):
 
     Attributes:
         wants_targets: whether it is told the boxes and classes of the other, visible objects.
+        shares_trunk: whether it has ``features(inputs) -> (N, F, h, w)``, which know what is hidden but not which hole
+            is asked for, and ``classify(features, hole) -> (N, C)``: one pass of the trunk answers for several holes.
         trunk: the name of the child whose weights may be loaded alone, and torchvision's name of it; "" for none.
     """
 
     wants_targets = False
+    shares_trunk = False
     trunk: tuple[str, str] = ("", "")
 
     def forward(self, inputs: Inputs) -> Tensor:

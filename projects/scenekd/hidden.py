@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+ALSO = 128  # of the fourth channel: hidden, but not asked for; the hole itself is 255
+
 
 @dataclass
 class HiddenRegion:
@@ -20,12 +22,14 @@ class HiddenRegion:
             hole too.
         classes: (C,) float32, 1 for each class under the hole: the hidden object's, and where the rule for other
             objects says so, theirs.
+        also: (H, W) bool, other pixels that were hidden with it; None for none.
     """
 
     hole: np.ndarray
     place: int
     visible: np.ndarray
     classes: np.ndarray
+    also: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import BadRecordError
+from ..hidden import ALSO
 from ..sample import TASKS, Sample, SourceWeights, Target
 from ..sampling import draw_rng, record_index
 from .box_sources import BoxSources
@@ -259,6 +260,8 @@ def network_pixels(sample: Sample) -> np.ndarray:
     pixels[:3] = sample.image.transpose(2, 0, 1)
     if sample.hidden is not None:
         np.multiply(sample.hidden.hole, np.uint8(255), out=pixels[3])
+        if sample.hidden.also is not None:
+            pixels[3][sample.hidden.also & ~sample.hidden.hole] = ALSO
     return pixels
 
 
