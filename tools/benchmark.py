@@ -17,6 +17,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler that measures me
 import cv2  # noqa: E402
 import torch  # noqa: E402
 
+from blindnet import benchmark_rescore  # noqa: E402, F401 - it registers
 from fcn_kd import benchmark_distill  # noqa: E402, F401 - it registers
 from kd_mtl import benchmark_model, benchmark_train  # noqa: E402, F401 - they register
 from scenekd.benchmark import cache, data, evaluation, losses, matching  # noqa: E402, F401 - they register

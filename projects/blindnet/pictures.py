@@ -43,13 +43,19 @@ def case_pictures(net: nn.Module, mapper: Mapper, count: int) -> Iterator[Pictur
 
 
 def draw_case(
-    shown: np.ndarray, probabilities: np.ndarray, label: int, classes: Sequence[str], side: int = SIDE
+    shown: np.ndarray,
+    probabilities: np.ndarray,
+    label: int,
+    classes: Sequence[str],
+    side: int = SIDE,
+    *,
+    heading: str = "",
 ) -> np.ndarray:
     """The picture with the hole's rim in red, and beside it the likeliest classes, the true one in green.
 
     Args:
         shown: (H, W, 4) uint8, RGB and the hole. probabilities: (C,). label: the true class. classes: C names.
-        side: pixels of the picture's longer side.
+        side: pixels of the picture's longer side. heading: above the classes; by default the true one.
     """
     scale = side / max(shown.shape[:2])
     size = max(1, round(shown.shape[1] * scale)), max(1, round(shown.shape[0] * scale))
@@ -59,7 +65,7 @@ def draw_case(
     picture[rim] = _RIM
     said = Image.new("RGB", size, "white")
     draw, letters = ImageDraw.Draw(said), font(TEXT)
-    draw.text((4, 4), f"hidden: {classes[label]}", fill=_RIGHT, font=letters)
+    draw.text((4, 4), heading or f"hidden: {classes[label]}", fill=_RIGHT, font=letters)
     order = np.argsort(-probabilities, kind="stable")[:NAMES]
     for row, k in enumerate(order.tolist()):
         ink = _RIGHT if k == label else _INK
