@@ -87,9 +87,10 @@ def make_rule(args: argparse.Namespace, test: Dataset, context: RegionContext, c
         return rule
     found = read_detections(args.fit, held_out(args.fit_dataset, test, cfg), cfg, Path(args.output))
     judged = judge(found, context, cfg)
+    told = judged.counted & judged.cases.known  # of the others the rule changes nothing
     return fit_rule(
-        judged.cases.take(judged.counted),
-        judged.right[judged.counted],
+        judged.cases.take(told),
+        judged.right[told],
         test.classes,
         cfg.MODEL.BLINDNET.RESCORE.TERMS,
         seed=cfg.SEED,
