@@ -25,7 +25,7 @@ from scenekd.predictor import Predictor
 from scenekd.sampling import STREAM_HIDE, draw_rng
 
 from .config import KEY
-from .hiding import Hider, stable_number
+from .hiding import Hider
 from .hole_groups import group_holes
 from .model import BlindNet
 
@@ -122,7 +122,9 @@ class RegionContext:
         scaled = boxes * np.array([size[1] / image.shape[1], size[0] / image.shape[0]] * 2)
         bounds = areas(extents(scaled, self.shape, size, self.hider.margin))
         kept = np.flatnonzero((bounds > 0) & (bounds <= self.hider.max_area * size[0] * size[1]))
-        rng = draw_rng(self.seed, stable_number(str(len(boxes))), STREAM_HIDE)
+        rng = draw_rng(
+            self.seed, 0, STREAM_HIDE
+        )  # of a blob or noise: what is said follows from the picture alone
         holes = np.zeros((len(kept), *size), bool)
         for hole, box in zip(holes, scaled[kept]):
             hole[:] = draw_hole(box, self.shape, size, rng, margin=self.hider.margin)

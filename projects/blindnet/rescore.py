@@ -130,7 +130,8 @@ def _joined(parts: list[np.ndarray], empty: tuple[int, ...]) -> np.ndarray:
 
 def _flags(record: Record, own: dict[str, np.ndarray], classes: int) -> tuple[np.ndarray, np.ndarray]:
     if record.boxes is None:
-        return np.zeros((2, len(own["labels"])), bool)[0], np.zeros(len(own["labels"]), bool)
+        none = np.zeros(len(own["labels"]), bool)
+        return none, none
     return right_boxes(own, _target(record), num_classes=classes)
 
 
