@@ -22,7 +22,7 @@ from torch import Tensor
 from scenekd.config import build_config, get_cfg
 from scenekd.data.voc import VOC_CLASSES
 from scenekd.errors import UserError
-from scenekd.hidden import HiddenRegion, HiddenScores
+from scenekd.hidden import ALSO, HiddenRegion, HiddenScores
 from scenekd.registry import register
 from scenekd.sample import Prediction, Sample, Target
 from scenekd.sampling import STREAM_HIDE, draw_rng
@@ -151,12 +151,17 @@ class HidingBlindNet(BlindNet):
                 f"{NAME}: the shape segment needs masks of the boxes; give them (SceneKDLoadAnnotations with_masks="
                 "True, a detectron2 mapper with gt_masks), or choose another shape"
             )
-        hidden = self.hider.hide(sample, place, shape, rng, share)
+        also = self.hider.also if self.training else 0
+        hidden = self.hider.hide(sample, place, shape, rng, share, also=also)
         region = hidden.hidden
         assert isinstance(region, HiddenRegion)
         hole = torch.from_numpy(region.hole).to(image.device)
         filled = torch.from_numpy(hidden.image).permute(2, 0, 1).to(image)
-        shown = torch.cat([torch.where(hole, filled, image), 255 * hole[None].to(image)])
+        channel, covered = 255 * hole[None].to(image), hole
+        if region.also is not None:
+            covered = hole | torch.from_numpy(region.also).to(image.device)
+            channel = torch.where(hole, channel, ALSO * covered.to(image))
+        shown = torch.cat([torch.where(covered, filled, image), channel])
         told = dataclasses.replace(
             target,
             masks=None,
