@@ -225,8 +225,21 @@ def hide_boxes(image: np.ndarray, boxes: np.ndarray, cfg: CfgNode) -> tuple[np.n
         raise UserError(
             f"{KEY}.MASK.SHAPES: a box has no outline to hide it by; train the network with box, too"
         )
-    hider, none = dataclasses.replace(hider, shapes=(shapes[0],)), np.zeros(len(boxes), np.int64)
-    given = Sample(
+    hider = dataclasses.replace(hider, shapes=(shapes[0],))
+    sample = build_augmentation(cfg, train=False)(plain_sample(image, boxes), np.random.default_rng(0))
+    side = cfg.INPUT.SIZE
+    hidden = hider.admissible(sample.boxes, sample.difficult, (side, side))[0]
+    pixels = [
+        network_pixels(hider.hide(sample, place, shapes[0], np.random.default_rng(place)))
+        for place in np.flatnonzero(hidden).tolist()
+    ]
+    return np.stack(pixels) if pixels else np.zeros((0, 4, side, side), np.uint8), hidden
+
+
+def plain_sample(image: np.ndarray, boxes: np.ndarray) -> Sample:
+    """A picture (H, W, 3) with regions (N, 4) of it, of which nothing else is known."""
+    none = np.zeros(len(boxes), np.int64)
+    return Sample(
         image=image,
         image_id="",
         boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
@@ -235,14 +248,6 @@ def hide_boxes(image: np.ndarray, boxes: np.ndarray, cfg: CfgNode) -> tuple[np.n
         from_teacher=none > 0,
         difficult=none > 0,
     )
-    sample = build_augmentation(cfg, train=False)(given, np.random.default_rng(0))
-    side = cfg.INPUT.SIZE
-    hidden = hider.admissible(sample.boxes, sample.difficult, (side, side))[0]
-    pixels = [
-        network_pixels(hider.hide(sample, place, shapes[0], np.random.default_rng(place)))
-        for place in np.flatnonzero(hidden).tolist()
-    ]
-    return np.stack(pixels) if pixels else np.zeros((0, 4, side, side), np.uint8), hidden
 
 
 def stable_number(key: str) -> int:

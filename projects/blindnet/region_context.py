@@ -24,8 +24,9 @@ from scenekd.errors import UserError
 from scenekd.predictor import Predictor
 from scenekd.sampling import STREAM_HIDE, draw_rng
 
+from .augmentation import build_augmentation
 from .config import KEY
-from .hiding import Hider
+from .hiding import Hider, plain_sample
 from .hole_groups import group_holes
 from .model import BlindNet
 
@@ -71,6 +72,7 @@ class RegionContext:
             raise UserError(f"{KEY}.RESCORE.GROUPS: {groups}; it must be at least 0")
         self.predictor, self.net, self.groups, self.batch_size = predictor, net, groups, batch_size
         self.hider = Hider.from_config(predictor.cfg)
+        self._transforms = build_augmentation(predictor.cfg, train=False)
         self.seed = predictor.cfg.SEED
         plain = [shape for shape in self.hider.shapes if shape != "segment"]  # no outline is known
         self.shape = "box" if "box" in plain or not plain else plain[0]
@@ -117,9 +119,9 @@ class RegionContext:
         return len(self.net.class_shares)
 
     def _job(self, image: np.ndarray, boxes: np.ndarray, weights: np.ndarray) -> _Job:
-        shown = self.predictor.prepare(image)[0].byte().numpy().transpose(1, 2, 0)
+        sample = self._transforms(plain_sample(image, boxes), np.random.default_rng(0))
+        shown, scaled = sample.image, sample.boxes
         size = (shown.shape[0], shown.shape[1])
-        scaled = boxes * np.array([size[1] / image.shape[1], size[0] / image.shape[0]] * 2)
         bounds = areas(extents(scaled, self.shape, size, self.hider.margin))
         kept = np.flatnonzero((bounds > 0) & (bounds <= self.hider.max_area * size[0] * size[1]))
         rng = draw_rng(
