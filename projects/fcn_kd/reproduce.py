@@ -29,11 +29,12 @@ def simplify(cfg: CfgNode, keys: dict[str, Any]) -> dict[str, Any]:
 
 def _learns(cfg: CfgNode) -> bool:
     """Whether a teacher changes anything."""
-    if cfg.DISTILL.TEACHER == "cached":
-        policies = [cfg.DISTILL[task.upper()].POLICY for task in TASKS]
-        return bool(cfg.DISTILL.LOSSES) or any(policy != "ground_truth" for policy in policies)
-    entries = read_entries(cfg.DISTILL.LOSSES) if cfg.DISTILL.TEACHER == "online" else []
-    return any(entry.kind != "hinton" or entry["ALPHA"] > 0 for entry in entries)
+    source = cfg.DISTILL.TEACHER
+    if source == "none" or not cfg.DISTILL.LOSSES:
+        return False  # a teacher of whom nothing is learned is refused
+    if source == "cached" and cfg.DISTILL.SEGMENTATION.POLICY == "teacher":
+        return True  # which leaves the labels out
+    return any(entry.kind != "hinton" or entry["ALPHA"] > 0 for entry in read_entries(cfg.DISTILL.LOSSES))
 
 
 STUDY = StudySpec(
