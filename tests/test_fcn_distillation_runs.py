@@ -25,6 +25,8 @@ MIXED = [
     {"TYPE": "cwd", "STUDENT": "backbone.layer3", "TEACHER": "network.backbone.layer4"},
 ]
 NO_TEST = ("DATASETS.TEST", "()")
+_POLICY = {"POLICY": "combined", "TARGET": "logits", "GT_WEIGHT": 1.0, "TEACHER_WEIGHT": 1.0}
+BOTH_SOURCES = [word for key, value in _POLICY.items() for word in (f"DISTILL.SEGMENTATION.{key}", value)]
 
 
 @pytest.fixture
@@ -66,11 +68,14 @@ def _equal(first, second):
 # Plain training ---------------------------------------------------------------------------------------------------
 
 
-def test_alpha_zero_is_plain_training_to_the_bit(config):
-    """Five steps beside an online teacher at α = 0, and five without one."""
+@pytest.mark.parametrize("source", ["online", "cached"])
+def test_alpha_zero_is_plain_training_to_the_bit(config, source):
+    """Five steps beside a teacher at α = 0, and five without one."""
     five = ("SOLVER.MAX_ITER", 5, *NO_TEST)
-    distilled = config("kd", *losses({**HINTON, "ALPHA": 0.0}), *five)
+    distilled = config("kd", *losses({**HINTON, "ALPHA": 0.0}, source=source), *five, *BOTH_SOURCES)
     plain = config("plain", *losses(source="none"), *five)
+    if source == "cached":
+        cache_teacher(distilled, "segmentation")
     for cfg in (distilled, plain):
         _train(cfg)
     assert _equal(_weights(distilled), _weights(plain))
@@ -165,9 +170,7 @@ def test_a_cached_teacher_says_the_same(config, file, teacher):
     )
     more = (*size, "SOLVER.MAX_ITER", 3, "DATASETS.KEEP_SEM_SEG", 0.5)
     online = config("online", *losses({**HINTON, "ALPHA": 1.0}), *more)
-    policy = [f"DISTILL.SEGMENTATION.{key}" for key in ("POLICY", "TARGET", "GT_WEIGHT", "TEACHER_WEIGHT")]
-    pairs = [word for pair in zip(policy, ("combined", "logits", 1.0, 1.0)) for word in pair]
-    cached = config("cached", *losses({**HINTON, "ALPHA": 1.0}, source="cached"), *more, *pairs)
+    cached = config("cached", *losses({**HINTON, "ALPHA": 1.0}, source="cached"), *more, *BOTH_SOURCES)
     cache_teacher(cached, "segmentation")
     for cfg in (online, cached):
         _train(cfg)
