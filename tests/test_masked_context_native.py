@@ -16,6 +16,7 @@ from mmengine.structures import InstanceData
 from mmseg.structures import SegDataSample
 from tool_runner import ToolRunner, edited
 
+import scenekd.engines.mmengine  # noqa: F401 - registers the names
 from blindnet import RegisteredMaskedContext
 from blindnet.data import HidingMapper, prepare_data
 from scenekd import checkpoint

@@ -236,12 +236,12 @@ def hide_boxes(image: np.ndarray, boxes: np.ndarray, cfg: CfgNode) -> tuple[np.n
     return np.stack(pixels) if pixels else np.zeros((0, 4, side, side), np.uint8), hidden
 
 
-def plain_sample(image: np.ndarray, boxes: np.ndarray) -> Sample:
+def plain_sample(image: np.ndarray, boxes: np.ndarray, name: str = "") -> Sample:
     """A picture (H, W, 3) with regions (N, 4) of it, of which nothing else is known."""
     none = np.zeros(len(boxes), np.int64)
     return Sample(
         image=image,
-        image_id="",
+        image_id=name,
         boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
         labels=none,
         confidences=np.ones(len(boxes), np.float32),

@@ -23,7 +23,7 @@ from scenekd.teachers.options import our_classes
 
 from .augmentation import build_augmentation
 from .config import KEY
-from .hiding import Hider, case_rng
+from .hiding import Hider, case_rng, plain_sample
 from .model import BlindNet
 
 
@@ -165,10 +165,7 @@ class Probe:
 
     def _hidden(self, image: np.ndarray, boxes: np.ndarray, name: str) -> Iterator[tuple[Sample, np.ndarray]]:
         """The network's input with each region hidden alone, and (1, 4) the region there."""
-        whole = Sample(image=image, image_id=name, boxes=boxes, labels=np.zeros(len(boxes), np.int64))
-        whole.confidences, whole.from_teacher = np.ones(len(boxes), np.float32), np.zeros(len(boxes), bool)
-        whole.difficult = np.zeros(len(boxes), bool)
-        moved = self._transforms(whole, np.random.default_rng(0))
+        moved = self._transforms(plain_sample(image, boxes, name), np.random.default_rng(0))
         for place in range(len(boxes)):
             one = moved.select(np.array([place]))
             yield self.hider.hide(one, 0, self.shape, case_rng(self.seed, f"{name}#{place}")), one.boxes

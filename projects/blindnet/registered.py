@@ -29,7 +29,7 @@ from scenekd.sampling import STREAM_HIDE, draw_rng
 
 from .config import KEY
 from .data import learns_masks
-from .hiding import Hider, case_rng
+from .hiding import Hider, case_rng, plain_sample
 from .model import BlindNet, build_blindnet, build_network
 from .network import HiddenObjectNetwork
 
@@ -110,7 +110,7 @@ class HidingBlindNet(BlindNet):
     def _nothing(self, image: Tensor, target: Target, sample: Sample) -> tuple[Tensor, Target]:
         height, width = sample.image.shape[:2]
         middle = np.array([[width / 4, height / 4, 3 * width / 4, 3 * height / 4]], np.float32)
-        plain = Sample(image=sample.image, image_id="", boxes=middle, labels=np.zeros(1, np.int64))
+        plain = plain_sample(sample.image, middle)
         boxes, labels = torch.from_numpy(middle).to(image.device), torch.zeros(1, dtype=torch.int64)
         told = dataclasses.replace(target, boxes=boxes, labels=labels.to(image.device))
         return self._hide(image, told, plain, 0, "box", draw_rng(self.seed, 0, STREAM_HIDE))
