@@ -229,6 +229,21 @@ def test_one_norm_over_all_groups():
     assert net.bias.item() == pytest.approx(-0.8, abs=1e-5)
 
 
+def test_mixed_precision(caplog):
+    """float16 is for CUDA, bfloat16 for any device, another type for none."""
+    cfg = get_cfg()
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert optim.mixed_precision(cfg, cuda) is None
+    cfg.SOLVER.AMP.ENABLED = True
+    assert optim.mixed_precision(cfg, cuda) == torch.float16
+    assert optim.mixed_precision(cfg, cpu) is None and "training in float32" in caplog.text
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    assert optim.mixed_precision(cfg, cpu) == optim.mixed_precision(cfg, cuda) == torch.bfloat16
+    cfg.SOLVER.AMP.DTYPE = "half"
+    with pytest.raises(UserError, match="SOLVER.AMP.DTYPE: 'half'; choose float16 or bfloat16"):
+        optim.mixed_precision(cfg, cpu)
+
+
 def test_unknown_clip_type():
     """detectron2's per-parameter ``norm`` is not offered."""
     with pytest.raises(UserError, match="CLIP_TYPE: 'norm'; choose full_model or value"):

@@ -80,7 +80,10 @@ class SceneKDStudent(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Of (B, 3, H, W) float32 RGB in 0…255: (B, K, h, w), or (B, C)."""
-        logits: Tensor = self.network((images - self.pixel_mean) / self.pixel_std)
+        normalised = (images - self.pixel_mean) / self.pixel_std
+        if normalised.device.type == "cpu":  # a sixth faster there; the layers keep the layout
+            normalised = normalised.contiguous(memory_format=torch.channels_last)
+        logits: Tensor = self.network(normalised)
         return logits
 
     @property

@@ -158,6 +158,7 @@ def detectron2_defaults() -> CN:
     solver.CLIP_GRADIENTS.NORM_TYPE = 2.0
     solver.AMP = CN()
     solver.AMP.ENABLED = False
+    solver.AMP.DTYPE = "float16"  # float16, on CUDA | bfloat16, on CPU too
     solver.EMA = CN()
     solver.EMA.ENABLED = False  # evaluate and save a running mean of the weights; last.pth holds both
     solver.EMA.DECAY = 0.999

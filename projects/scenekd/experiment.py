@@ -194,14 +194,14 @@ class Experiment:
                 group.update(initial_lr=lr, weight_decay=decay)
         return optimizer
 
-    @property
-    def amp(self) -> bool:
-        """Whether mixed precision is on: asked for, and on CUDA."""
-        wanted = bool(self.cfg.SOLVER.AMP.ENABLED)
-        if wanted and self.device.type != "cuda":
-            logger.warning("SOLVER.AMP.ENABLED: no CUDA device, training in float32")
-            return False
-        return wanted
+    @functools.cached_property
+    def amp(self) -> torch.dtype | None:
+        """What mixed precision computes in, or None where it is off.
+
+        Raises:
+            UserError: ``SOLVER.AMP.DTYPE`` is unknown.
+        """
+        return optim.mixed_precision(self.cfg, self.device)
 
     # Output -------------------------------------------------------------------------------------------------
 

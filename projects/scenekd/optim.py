@@ -7,6 +7,7 @@ MMEngine does neither; their warm-ups end one step apart), so none of theirs is 
 from __future__ import annotations
 
 import bisect
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from .errors import UserError
+
+logger = logging.getLogger(__name__)
 
 # Adam reads the first, SGD the others.
 _MOMENTUM_FREE = {"betas": (0.0, 0.999), "momentum": 0.0, "nesterov": False}
@@ -62,6 +65,27 @@ def _nearest_factor(module_name: str, factors: dict[str, Any]) -> float:
         if prefix in factors:
             return float(factors[prefix])
     return 1.0
+
+
+def mixed_precision(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
+    """What ``cfg.SOLVER.AMP`` has the network compute in, or None for its own precision. float16, which needs scaled
+    losses, is for CUDA alone; bfloat16 has float32's range, needs no scale, and works on CPU too.
+
+    Raises:
+        UserError: an unknown ``SOLVER.AMP.DTYPE``.
+    """
+    amp = cfg.SOLVER.AMP
+    if amp.DTYPE not in ("float16", "bfloat16"):
+        raise UserError(f"SOLVER.AMP.DTYPE: {amp.DTYPE!r}; choose float16 or bfloat16")
+    if not amp.ENABLED:
+        return None
+    dtype: torch.dtype = getattr(torch, amp.DTYPE)
+    if dtype == torch.float16 and device.type != "cuda":
+        logger.warning(
+            "SOLVER.AMP.ENABLED: no CUDA device for float16, training in float32; bfloat16 works here"
+        )
+        return None
+    return dtype
 
 
 def build_optimizer(

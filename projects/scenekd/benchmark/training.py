@@ -19,7 +19,7 @@ class Training:
         self.experiment = Experiment(cfg)
         self.experiment.net.train()
         self.batches = iter(self.experiment.train_loader())
-        self.scaler = torch.amp.GradScaler(enabled=self.experiment.amp)
+        self.scaler = torch.amp.GradScaler(enabled=self.experiment.amp == torch.float16)
         # What torch's workers fetch in advance, two batches each, while the others have their turn.
         self.fetched = 2 * cfg.DATALOADER.NUM_WORKERS
         self.step()
@@ -30,7 +30,7 @@ class Training:
         images, targets = next(self.batches)
         images = images.to(experiment.device, non_blocking=True)
         targets = [target.to(experiment.device, non_blocking=True) for target in targets]
-        with torch.autocast(experiment.device.type, enabled=experiment.amp):
+        with torch.autocast(experiment.device.type, dtype=experiment.amp, enabled=experiment.amp is not None):
             losses = experiment.net(images, targets)
         experiment.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(sum(losses.values())).backward()

@@ -22,7 +22,8 @@ class SceneKDTrainer(SimpleTrainer):
 
     Args:
         accumulate: parts that a batch is run in.
-        grad_scaler: turns mixed precision on.
+        amp: what mixed precision computes in; None for none of it.
+        grad_scaler: scales the losses, as float16 needs.
     """
 
     def __init__(
@@ -32,10 +33,12 @@ class SceneKDTrainer(SimpleTrainer):
         optimizer: torch.optim.Optimizer,
         *,
         accumulate: int = 1,
+        amp: torch.dtype | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
-        self.accumulate, self.grad_scaler = accumulate, grad_scaler
+        self.accumulate, self.amp, self.grad_scaler = accumulate, amp, grad_scaler
+        self._kind = next(model.parameters()).device.type
         self.losses: dict[str, Tensor] = {}
 
     def before_train(self) -> None:
@@ -69,7 +72,7 @@ class SceneKDTrainer(SimpleTrainer):
         return contextlib.nullcontext()
 
     def _backward(self, part: list[dict[str, Any]]) -> None:
-        with torch.autocast("cuda", dtype=torch.float16, enabled=self.grad_scaler is not None):
+        with torch.autocast(self._kind, dtype=self.amp, enabled=self.amp is not None):
             losses = self.model(part)
         total = sum(losses.values()) / self.accumulate
         if self.grad_scaler is not None:

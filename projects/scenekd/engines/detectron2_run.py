@@ -35,6 +35,7 @@ def train(experiment: Experiment) -> dict[str, dict[str, Any]]:
         _loader(experiment.train_loader()),
         experiment.optimizer,
         accumulate=cfg.SOLVER.ACCUMULATE_STEPS,
+        amp=experiment.amp,
         grad_scaler=scaler,
     )
     latest: dict[str, dict[str, Any]] = {}
@@ -104,7 +105,7 @@ def _wrap(experiment: Experiment) -> nn.Module:
 
 
 def _grad_scaler(experiment: Experiment) -> torch.amp.GradScaler | None:
-    if not experiment.amp:
+    if experiment.amp != torch.float16:
         return None
     scaler = torch.amp.GradScaler("cuda")
     if experiment.state.get("scaler"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS, LOOPS, METRICS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor
@@ -67,6 +68,18 @@ def split_batch(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
         {"inputs": batch["inputs"][i : i + size], "data_samples": batch["data_samples"][i : i + size]}
         for i in range(0, size * parts, size)
     ]
+
+
+class Bfloat16OptimWrapper(OptimWrapper):
+    """Mixed precision in bfloat16, on any device; MMEngine's AmpOptimWrapper asks for an accelerator, and scales the
+    losses, of which bfloat16 has no need."""
+
+    @contextlib.contextmanager
+    def optim_context(self, model: torch.nn.Module) -> Iterator[None]:
+        """The forward pass of ``model``, its losses included."""
+        kind = next(model.parameters()).device.type
+        with super().optim_context(model), torch.autocast(kind, dtype=torch.bfloat16):
+            yield
 
 
 @HOOKS.register_module()

@@ -8,6 +8,7 @@ import logging
 import time
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
@@ -22,7 +23,7 @@ from ..evaluation.evaluator import Evaluator
 from ..experiment import Experiment
 from ..recorder import Recorder
 from .mmengine_model import SceneKDModel
-from .mmengine_parts import SceneKDHook, SceneKDMetric
+from .mmengine_parts import Bfloat16OptimWrapper, SceneKDHook, SceneKDMetric
 
 NAME = "mmengine"
 
@@ -119,8 +120,10 @@ def _wrap(experiment: Experiment) -> BaseModel | MMDistributedDataParallel:
 
 def _optim_wrapper(experiment: Experiment) -> OptimWrapper:
     parts = experiment.cfg.SOLVER.ACCUMULATE_STEPS
-    if not experiment.amp:
+    if experiment.amp is None:
         return OptimWrapper(experiment.optimizer, accumulative_counts=parts)
+    if experiment.amp == torch.bfloat16:
+        return Bfloat16OptimWrapper(experiment.optimizer, accumulative_counts=parts)
     wrapper = AmpOptimWrapper(optimizer=experiment.optimizer, accumulative_counts=parts)
     if experiment.state.get("scaler"):
         wrapper.loss_scaler.load_state_dict(experiment.state["scaler"])
