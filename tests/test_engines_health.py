@@ -43,7 +43,7 @@ def _state(cfg, name=checkpoint.LAST):
 
 def _steps(cfg):
     lines = [line for line in read_metrics(f"{cfg.OUTPUT_DIR}/metrics.json") if "total_loss" in line]
-    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
+    return [{name: value for name, value in line.items() if "time" not in name} for line in lines]
 
 
 def _assert_equal(first, second, **tolerance):

@@ -56,7 +56,7 @@ def _weights(cfg, name=checkpoint.MODEL_FINAL):
 
 def _steps(cfg):
     lines = [line for line in read_metrics(f"{cfg.OUTPUT_DIR}/metrics.json") if "total_loss" in line]
-    return [{name: value for name, value in line.items() if name != "time"} for line in lines]
+    return [{name: value for name, value in line.items() if "time" not in name} for line in lines]
 
 
 def _equal(first, second):

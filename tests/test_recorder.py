@@ -69,7 +69,7 @@ def test_metrics_are_means_since_the_last_line(start):
     assert [line["loss_a"] for line in lines] == [0.5, 2.5, 4.0]
     assert [line["loss_b"] for line in lines] == [1.0] * 3
     assert [line["total_loss"] for line in lines] == [1.5, 3.5, 5.0]
-    assert all(line["time"] >= 0 for line in lines)
+    assert all(line["time"] >= 0 and line["cpu_time"] >= 0 for line in lines)
 
 
 def test_logged_rate_is_the_one_used(start):

@@ -12,6 +12,7 @@ from test_study_runs import install, make_study
 from voc_folder import add_image, annotation
 
 from scenekd.errors import UserError
+from scenekd.recorder import training_cost, training_seconds
 from scenekd.study.crops import crop_objects, window
 from scenekd.study.keys import with_key
 from scenekd.study.rows import Row
@@ -55,6 +56,17 @@ def _timed(folder: Path, seconds: float) -> Path:
     lines = [{"iteration": 10, "time": seconds}, {"iteration": 20, "time": seconds}]
     (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def test_processor_time_is_the_cost_where_it_was_taken(tmp_path):
+    """10 steps of .3 s and 10 of .3 s on the clock are 6 s; .1 s of the processor each are 2 s."""
+    folder = _timed(tmp_path / "cpu", 0.3)
+    assert training_seconds(folder) == training_cost(folder) == pytest.approx(6)
+    lines = [
+        json.loads(line) | {"cpu_time": 0.1} for line in (folder / "metrics.json").read_text().splitlines()
+    ]
+    (folder / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert training_seconds(folder) == pytest.approx(6) and training_cost(folder) == pytest.approx(2)
 
 
 def test_same_time_in_closed_form(tmp_path):

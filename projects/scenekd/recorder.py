@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,9 @@ class Recorder:
         self.cfg = experiment.cfg
         self.path = experiment.output_dir / "metrics.json"
         self._bar: tqdm[Any] | None = None
-        self._step_start = 0.0
+        self._step_start = self._busy_start = 0.0
         self._sums: dict[str, torch.Tensor] = {}
-        self._seconds = 0.0
+        self._seconds = self._busy = 0.0
         self._steps = 0
         self._means = LogMeans()
 
@@ -60,7 +60,7 @@ class Recorder:
 
     def before_step(self, iteration: int) -> float:
         """Seed the model's randomness and set the learning rate of step ``iteration`` (0-based)."""
-        self._step_start = time.perf_counter()
+        self._step_start, self._busy_start = time.perf_counter(), time.process_time()
         self.experiment.extras.begin_step(iteration)
         seed_iteration(self.cfg.SEED, iteration, self.experiment.rank)
         return optim.set_lr(self.experiment.optimizer, self.cfg, iteration)
@@ -78,6 +78,7 @@ class Recorder:
         self._means.add(self.experiment.extras.log_values())
         self._steps += 1
         self._seconds += time.perf_counter() - self._step_start
+        self._busy += time.process_time() - self._busy_start
         done = iteration + 1
         logging_now = done % self.cfg.SOLVER.LOG_PERIOD == 0 or done == self.cfg.SOLVER.MAX_ITER
         if logging_now or self.checkpoint_due(iteration) or self.experiment.device.type == "cpu":
@@ -149,10 +150,12 @@ class Recorder:
             **self._means.pop(),
             "time": self._seconds / self._steps,
         }
+        if self.experiment.device.type == "cpu":
+            line["cpu_time"] = self._busy / self._steps
         if self._bar is not None:
             self._bar.set_postfix(loss=f"{line['total_loss']:.3f}", refresh=False)
         self._append(line)
-        self._sums, self._seconds, self._steps = {}, 0.0, 0
+        self._sums, self._seconds, self._busy, self._steps = {}, 0.0, 0.0, 0
 
     def _append(self, line: Mapping[str, Any]) -> None:
         if self.experiment.is_main:
@@ -172,10 +175,22 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def training_seconds(folder: str | Path) -> float:
-    """Seconds that the training in ``folder`` spent in its steps, by its ``metrics.json``."""
+    """Seconds on the clock that the training in ``folder`` spent in its steps, by its ``metrics.json``."""
+    return _seconds(folder, ("time",))
+
+
+def training_cost(folder: str | Path) -> float:
+    """Seconds that its steps cost: on CPU, of the processor, whatever else the machine did meanwhile; on CUDA, whose
+    work the processor's time does not hold, on the clock."""
+    return _seconds(folder, ("cpu_time", "time"))
+
+
+def _seconds(folder: str | Path, names: Sequence[str]) -> float:
+    """Of the first of the names that a line has."""
     lines = [line for line in read_metrics(Path(folder) / "metrics.json") if "time" in line]
     steps = [0, *(line["iteration"] for line in lines)]
-    return sum(line["time"] * (now - before) for line, before, now in zip(lines, steps, steps[1:]))
+    means = [next(line[name] for name in names if name in line) for line in lines]
+    return sum(mean * (now - before) for mean, before, now in zip(means, steps, steps[1:]))
 
 
 def _drop_lines_after(path: Path, iteration: int) -> None:

@@ -22,7 +22,7 @@ from .teachers import teachers_of
 
 _RULE = (
     "Rows are compared seed by seed: same initial weights, same order of images, same number of steps where a row "
-    "does not say otherwise (images seen and seconds stand beside each). Nothing is "
+    "does not say otherwise (images seen and seconds, on CPU of the processor, stand beside each). Nothing is "
     "claimed inside an interval: only where the 95 % interval of the difference leaves out zero does a verdict stand. "
     "The detectable effect is the true difference that this many seeds would find four times in five. A comparison "
     "can tell nothing where learning from all labels is not better than learning from the labels at hand by more "

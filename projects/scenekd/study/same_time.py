@@ -4,8 +4,9 @@ Such a row trains exactly as ``like`` does, for so many steps as fit into the se
 steps times (cost of a step of ``other`` × its steps) / (cost of a step of ``like`` × its steps). The costs are the
 means over the runs of both rows at the moment the row is first asked for, kept in ``<output>/same_time/<row>.yaml``,
 so that the number of steps stays what it was. Seconds are those inside the steps, without reading and augmenting,
-which a step of either side does alike. What else the machine does meanwhile is in them: where the times are to be
-trusted, run with ``--jobs 1`` on a machine that is otherwise idle.
+which a step of either side does alike: of the processor on CPU, on the clock on CUDA, see
+:func:`scenekd.recorder.training_cost`. On CUDA what else the machine does meanwhile is in them: there run with
+``--jobs 1`` on a machine that is otherwise idle.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import yaml
 
 from ..errors import UserError
 from ..files import write_text
-from ..recorder import training_seconds
+from ..recorder import training_cost
 from .rows import Row, read_yaml
 
 FOLDER = "same_time"
@@ -40,7 +41,7 @@ def cost_of(row: str, folders: Iterable[Path], steps: int) -> Cost:
     Raises:
         UserError: they took no time.
     """
-    seconds = [training_seconds(folder) / max(steps, 1) for folder in folders]
+    seconds = [training_cost(folder) / max(steps, 1) for folder in folders]
     if not all(seconds):
         raise UserError(f"row {row}: its steps were not timed; run it again")
     return Cost(row, statistics.fmean(seconds), steps)

@@ -15,7 +15,7 @@ from fvcore.common.config import CfgNode
 from ..data.catalog import load_datasets
 from ..data.records import Dataset
 from ..evaluation.statistics import PairedDifference, minimum_detectable_effect, paired_difference
-from ..recorder import training_seconds
+from ..recorder import training_cost
 from ..sample import IGNORE_INDEX
 from .runs import Run
 from .spec import Metric
@@ -130,7 +130,7 @@ def score_row(runs: Mapping[int, Run], metrics: Sequence[Metric], means: ClassMe
     peaks = [run.results().get("meta", {}).get("peak_memory_mib") for run in trained]
     return RowScores(
         values,
-        _mean([training_seconds(run.folder) for run in trained]),
+        _mean([training_cost(run.folder) for run in trained]),
         max((run.cfg.SOLVER.MAX_ITER * run.cfg.SOLVER.IMS_PER_BATCH for run in trained), default=0),
         max((run.cfg.SOLVER.MAX_ITER for run in trained), default=0),
         _mean([peak for peak in peaks if peak is not None]),
