@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
+from scipy.special import softmax
+from sklearn.metrics import balanced_accuracy_score, log_loss, top_k_accuracy_score
 
 from scenekd.evaluation.hidden_objects import HiddenObjectRecords, ratio_group
 from scenekd.evaluation.ranking import top_n_accuracy
@@ -49,15 +50,18 @@ def test_against_independent_formulas(random_cases) -> None:
     assert found["mean_rank"] == pytest.approx(np.mean(ranks))
     # A case of rank r is within n for C − r + 1 of the C values of n.
     assert found["area"] == pytest.approx(100 * np.mean([(12 - r + 1) / 12 for r in ranks]))
+    expected = log_loss(labels, softmax(scores, axis=1), labels=np.arange(12))
+    assert found["log_loss"] == pytest.approx(expected)
     assert (found["objects"], found["pictures"]) == (90, 30)
 
 
 def test_constant_scores_give_the_diagonal() -> None:
-    """n / C, mean rank (C + 1) / 2, area (C + 1) / 2C; the confidence 1 / C is right with chance 1 / C, so ECE 0."""
+    """n / C, mean rank (C + 1) / 2, area (C + 1) / 2C, log loss log C; the confidence 1 / C is right with chance 1 / C,
+    so ECE 0."""
     found = _filled(np.zeros((9, 12)), np.arange(9)).summary()
     assert found["top_n"] == pytest.approx([100 * n / 12 for n in range(1, 13)], abs=1e-12)
     assert found["mean_rank"] == 6.5 and found["area"] == pytest.approx(100 * 13 / 24)
-    assert found["ECE"] == pytest.approx(0, abs=1e-12)
+    assert found["ECE"] == pytest.approx(0, abs=1e-12) and found["log_loss"] == pytest.approx(np.log(12))
 
 
 def test_ties_count_in_expectation() -> None:

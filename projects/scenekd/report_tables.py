@@ -31,6 +31,7 @@ _NAMES = {
     "balanced_accuracy": "balanced accuracy",
     "ECE": "expected calibration error",
     "mean_rank": "mean rank of the true class",
+    "log_loss": "−log probability of the true class, nats",
     "area": "area under the top-n curve",
     "top10": "top-10 accuracy",
     "top1": "top-1 accuracy",

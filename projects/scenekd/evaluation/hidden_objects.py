@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import softmax
+from scipy.special import log_softmax
 from torch import Tensor
 
 from ..hidden import HiddenObject
@@ -26,13 +26,14 @@ MANY = 4  # from so many visible objects on they are one group
 
 
 class Ranked(NamedTuple):
-    """One case: what was hidden, how many classes score above the true one and equal to it (itself counted), and the
-    probability of the likeliest class."""
+    """One case: what was hidden, how many classes score above the true one and equal to it (itself counted), the
+    probability of the likeliest class, and −log of the true one's in nats."""
 
     case: HiddenObject
     above: int
     tied: int
     confidence: float
+    log_loss: float
 
 
 class HiddenObjectRecords(ImageRecords[Ranked]):
@@ -55,10 +56,13 @@ class HiddenObjectRecords(ImageRecords[Ranked]):
             return
         logits = class_logits(scores, len(self.classes))
         above, tied = true_ranks(logits[None], np.array([case.label]))[0]
-        self._records[image_id] = Ranked(case, int(above), int(tied), min(float(softmax(logits).max()), 1.0))
+        logs = log_softmax(logits)
+        confidence = min(float(np.exp(logs.max())), 1.0)
+        self._records[image_id] = Ranked(case, int(above), int(tied), confidence, -float(logs[case.label]))
 
     def summary(self, *, bootstrap: int = 0, seed: int = 0) -> dict[str, Any]:
-        """In percent, but for ``mean_rank`` (1…C) and counts.
+        """In percent, but for ``mean_rank`` (1…C), ``log_loss`` (mean −log probability of the true class, nats; what
+        always says the class frequencies has their entropy) and counts.
 
         ``top1``, ``top5``, ``top10`` (those below C), ``mean_rank``, ``area`` under the top-n curve (its mean over n:
         100 is ideal, constant scores give (C + 1) / 2C), ``balanced_accuracy`` (mean over the classes' top-1), ``ECE``
@@ -75,13 +79,13 @@ class HiddenObjectRecords(ImageRecords[Ranked]):
         bounds = None
         if bootstrap:
             bounds = bootstrap_interval(statistic, pictures, resamples=bootstrap, seed=seed)
-        keys = ["mean_rank", "balanced_accuracy", "ECE", "area"]
+        keys = ["mean_rank", "log_loss", "balanced_accuracy", "ECE", "area"]
         keys += [f"top{n}" for n in TOPS] + [f"TOP1-{name}" for name in self.classes]
         result: dict[str, Any] = {}
         for place, key in enumerate(keys):
             if key.removeprefix("top").isdigit() and int(key[3:]) >= len(self.classes):
                 continue
-            unit = 1.0 if key == "mean_rank" else 100.0
+            unit = 1.0 if key in ("mean_rank", "log_loss") else 100.0
             result[key] = unit * float(values[place])
             if bounds is not None:
                 result[f"{key}_interval"] = [unit * float(bound[place]) for bound in bounds]
@@ -95,8 +99,8 @@ class HiddenObjectRecords(ImageRecords[Ranked]):
 
 
 class _Statistic:
-    """Weights of the pictures (b, P) → the statistics (b, S) in 0…1: mean rank (1…C), balanced accuracy, ECE, area,
-    top-n of TOPS, top-1 of each class, the curve."""
+    """Weights of the pictures (b, P) → the statistics (b, S) in 0…1: mean rank (1…C), log loss (nats), balanced
+    accuracy, ECE, area, top-n of TOPS, top-1 of each class, the curve."""
 
     def __init__(self, records: Sequence[Ranked], num_classes: int) -> None:
         names, picture = np.unique([record.case.picture for record in records], return_inverse=True)
@@ -109,6 +113,7 @@ class _Statistic:
         self._rank = ranks[:, 0] + (ranks[:, 1] + 1) / 2
         confidence = np.array([record.confidence for record in records])
         self._gap = self._right - confidence
+        self._log_loss = np.array([record.log_loss for record in records])
         self._by_class = group_matrix(np.array([record.case.label for record in records]), num_classes)
         self._by_bin = group_matrix(bin_of(confidence), BINS)
         self._tops = [min(n, num_classes) - 1 for n in TOPS]
@@ -121,6 +126,7 @@ class _Statistic:
             of_class = (self._by_class @ (cases * self._right).T).T / (self._by_class @ cases.T).T
         columns = [
             cases @ self._rank / total,
+            cases @ self._log_loss / total,
             defined_mean(of_class),
             np.abs(self._by_bin @ (cases * self._gap).T).sum(axis=0) / total,
             curve.mean(axis=1),

@@ -20,8 +20,14 @@ from .scores import RowScores
 _TITLE = 46  # characters that a panel's width holds
 
 
-def draw_bars(figure: Figure, table: Table, scores: Mapping[str, RowScores]) -> bytes | None:
-    """The picture, one panel a metric; None where fewer than two rows were run."""
+def draw_bars(
+    figure: Figure, table: Table, scores: Mapping[str, RowScores], labels: Mapping[str, str] | None = None
+) -> bytes | None:
+    """The picture, one panel a metric; None where fewer than two rows were run.
+
+    Args:
+        labels: of the metrics; by default they are in percent.
+    """
     rows = [table.row(name) for name in figure.series if name in scores]
     metrics = [m for m in figure.metrics if sum(math.isfinite(scores[r.id].mean(m)) for r in rows) > 1]
     if len(rows) < 2 or not metrics:
@@ -38,12 +44,13 @@ def draw_bars(figure: Figure, table: Table, scores: Mapping[str, RowScores]) -> 
         on_lines = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
         axis.bar_label(bars, numbers, padding=5, fontsize=8, bbox=on_lines)
         axis.axvline(means[0], color="black", linewidth=0.8)
+        label = (labels or {}).get(metric, f"{metric} in %")
         if figure.level in scores and math.isfinite(scores[figure.level].mean(metric)):
             level = scores[figure.level].mean(metric)
             axis.axvline(level, color="grey", linestyle="--", linewidth=1)
-            title = f"{metric} in % (dashed: {table.row(figure.level).title}, {level:.1f})"
+            title = f"{label} (dashed: {table.row(figure.level).title}, {level:.1f})"
         else:
-            title = f"{metric} in %"
+            title = label
         axis.set_title("\n".join(wrap(title, _TITLE)), fontsize=9)
         axis.set_yticks(range(len(rows)), [row.title for row in rows], fontsize=8)
         axis.tick_params(axis="x", labelsize=8)

@@ -1,7 +1,7 @@
 """The figures of a study drawn again, as PNG: ours with error bars on the left, the paper's on the right.
 
 ``points``: a metric over x (a temperature, a fraction), one line a series. ``steps``: the periodic evaluations of
-some rows over training. ``bars``: see :mod:`.bars`.
+some rows over training. ``bars``: see :mod:`.bars`. A system may have kinds of its own, see :mod:`.spec`.
 """
 
 from __future__ import annotations
@@ -36,14 +36,19 @@ def draw_figure(
     means: ClassMeans,
 ) -> bytes | None:
     """The picture; None where nothing of it was run."""
+    if figure.kind in spec.drawers:
+        return spec.drawers[figure.kind](figure, table, finished)
     if figure.kind == "steps":
         return _steps(figure, spec, finished, means)
+    labels = {metric.name: metric.label for metric in spec.metrics}
     if figure.kind == "bars":
-        return draw_bars(figure, table, scores)
-    return _points(figure, table, scores)
+        return draw_bars(figure, table, scores, labels)
+    return _points(figure, table, scores, labels)
 
 
-def _points(figure: Figure, table: Table, scores: Mapping[str, RowScores]) -> bytes | None:
+def _points(
+    figure: Figure, table: Table, scores: Mapping[str, RowScores], labels: Mapping[str, str]
+) -> bytes | None:
     metric = figure.metrics[0]
     series = {name: _series(table, name) for name in figure.series}
     ours = {name: [row for row in rows if _known(scores, row.id, metric)] for name, rows in series.items()}
@@ -64,7 +69,7 @@ def _points(figure: Figure, table: Table, scores: Mapping[str, RowScores]) -> by
             _level(axes[1], table.row(figure.level).published[metric], math.nan, figure.level)
     ticks = sorted({_x(row) for rows in series.values() for row in rows})
     for axis in axes:
-        _style(axis, figure.x, f"{metric} in %", beside=len(ours) > _INSIDE)
+        _style(axis, figure.x, labels[metric], beside=len(ours) > _INSIDE)
         axis.set_xticks(ticks, [f"{x:g}" for x in ticks], fontsize=8, rotation=90 if len(ticks) > 5 else 0)
         margin = 0.06 * (ticks[-1] - ticks[0])
         axis.set_xlim(ticks[0] - margin, ticks[-1] + margin)
@@ -140,7 +145,7 @@ def _steps(figure: Figure, spec: StudySpec, finished: Finished, means: ClassMean
                 axis.plot(x, y, **_line(i), markersize=4, label=name)
                 axis.fill_between(x, y - sd, y + sd, color=_line(i)["color"], alpha=0.15, linewidth=0)
         axis.set_title(f"{metric.name}: mean, band ± sd over seeds")
-        _style(axis, "step", f"{metric.name} in %")
+        _style(axis, "step", metric.label)
         axis.set_ylim(bottom=0)
     return png(canvas)
 

@@ -62,14 +62,16 @@ class Findings:
         found = []
         for row in self.rows:
             for reference in row.compared:
-                for metric in self.metrics:
+                for metric in self.runs.spec.metrics:
                     if (
-                        row.id in self.scores
+                        metric.compared
+                        and row.id in self.scores
                         and reference in self.scores
                         and not self._same(row.id, reference)
                     ):
                         pair = [(r.id, self.scores[r.id], r.published) for r in (row, by_id[reference])]
-                        found.append(compare(pair[0], pair[1], metric, headroom=self._headroom(row)))
+                        room = self._headroom(row)
+                        found.append(compare(*pair, metric.name, headroom=room, lower=metric.lower))
         return [comparison for comparison in found if comparison is not None]
 
     def own_runs(self) -> dict[str, Mapping[int, Run]]:

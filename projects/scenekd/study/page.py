@@ -103,13 +103,16 @@ def _group_sections(findings: Findings, comparisons: Sequence[Comparison]) -> li
 def _rows_table(rows: Sequence[Row], findings: Findings) -> Markup:
     headers = ["row", "learns from"]
     metrics = findings.metrics_of(rows)
-    headers += [f"{name} {whose}" for name in metrics for whose in ("paper", "here")]
+    known = {name for name in metrics if any(name in row.published for row in rows)}
+    for name in metrics:
+        headers += [f"{name} {whose}" for whose in (("paper", "here") if name in known else ("here",))]
     cells = []
     for row in rows:
         scores = findings.scores.get(row.id, RowScores({}))
         line: list[Any] = [row.id, row.title]
         for metric in metrics:
-            line += [number(row.published.get(metric), 1), mean_sd(scores, metric)]
+            line += [number(row.published.get(metric), 1)] if metric in known else []
+            line.append(mean_sd(scores, metric))
         owner = findings.owners.get(row.id, row.id)
         count = len(scores.seeds) or len(findings.finished.get(row.id, ()))
         state = str(count) if count else findings.runs.preset.why_unavailable(row) or "not run"
@@ -118,10 +121,19 @@ def _rows_table(rows: Sequence[Row], findings: Findings) -> Markup:
         line += [number(scores.step_cost, 0), number(scores.memory, 0)]
         cells.append(line)
     caption = (
-        "In percent; here: mean ± standard deviation over seeds. Seconds: of one training's steps. Memory: of the "
-        "accelerator, or of the whole process on a CPU, at its peak, evaluation included."
+        f"{_units(findings, metrics)}; here: mean ± standard deviation over seeds. Seconds: of one training's steps. "
+        "Memory: of the accelerator, or of the whole process on a CPU, at its peak, evaluation included."
     )
     return table((*headers, "seeds", "images seen", "seconds", "ms a step", "MiB"), cells, caption)
+
+
+def _units(findings: Findings, names: Sequence[str]) -> str:
+    """What the numbers of some metrics are."""
+    metrics = [findings.runs.spec.metric(name) for name in names]
+    others = [metric.label for metric in metrics if metric.unit != "%"]
+    lower = [metric.name for metric in metrics if metric.lower]
+    text = f"In percent, but for {', '.join(others)}" if others else "In percent"
+    return f"{text}; less is better of {', '.join(lower)}" if lower else text
 
 
 def _same_time(rows: Sequence[Row], findings: Findings) -> list[Markup]:

@@ -79,8 +79,8 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: ``kind`` points (a metric over x for some series), steps (metrics over training, some rows) or bars
-    (some rows side by side)."""
+    """A figure: ``kind`` points (a metric over x for some series), steps (metrics over training, some rows), bars
+    (some rows side by side), or one of the system's own."""
 
     title: str
     kind: str
@@ -189,7 +189,7 @@ def read_table(path: Path) -> Table:
 
 
 def _figure(entry: Mapping[str, Any]) -> Figure:
-    series, metrics = tuple(map(str, entry["series"])), tuple(entry["metrics"])
+    series, metrics = tuple(map(str, entry["series"])), tuple(entry.get("metrics", ()))
     return Figure(
         entry["title"], entry["kind"], series, metrics, entry.get("x", ""), str(entry.get("level", ""))
     )

@@ -149,7 +149,8 @@ class Comparison:
         published: the paper's difference; None where it gives none.
         difference: over the seeds that both have; None below two.
         single: the difference of the only common seed.
-        headroom: all labels − the labels at hand; None where it is not known.
+        headroom: what all labels gain over the labels at hand; None where it is not known.
+        lower: whether less of the metric is better.
     """
 
     row: str
@@ -159,6 +160,7 @@ class Comparison:
     difference: PairedDifference | None
     single: float | None = None
     headroom: float | None = None
+    lower: bool = False
 
     @functools.cached_property
     def detectable(self) -> float | None:
@@ -172,7 +174,7 @@ class Comparison:
         """What may be claimed: ``better``, ``worse``, or nothing (``""``)."""
         if self.difference is None or self.difference.low <= 0 <= self.difference.high:
             return ""
-        return "better" if self.difference.mean > 0 else "worse"
+        return "better" if (self.difference.mean > 0) != self.lower else "worse"
 
     @property
     def has_headroom(self) -> bool | None:
@@ -188,11 +190,13 @@ def compare(
     metric: str,
     *,
     headroom: tuple[RowScores, RowScores] | None = None,
+    lower: bool = False,
 ) -> Comparison | None:
     """A comparison of two rows, each (id, scores, published); None where they share no seed.
 
     Args:
         headroom: scores with the labels at hand, and with all labels.
+        lower: whether less of the metric is better.
     """
     first, second = reference[1].values.get(metric, {}), row[1].values.get(metric, {})
     seeds = sorted(set(first) & set(second))
@@ -210,5 +214,6 @@ def compare(
         published,
         paired_difference(a, b) if len(seeds) > 1 else None,
         b[0] - a[0] if len(seeds) == 1 else None,
-        room if math.isfinite(room) else None,
+        (-room if lower else room) if math.isfinite(room) else None,
+        lower,
     )

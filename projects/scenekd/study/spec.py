@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from fvcore.common.config import CfgNode
 from ..config import import_system
 from ..errors import UserError
 from .identity import Simplify
+
+# (series of the figure, table, row id → seed → run) → PNG; None where nothing of it was run
+Drawer = Callable[[Any, Any, Mapping[str, Mapping[int, Any]]], "bytes | None"]
 
 
 @dataclass(frozen=True)
@@ -22,11 +26,21 @@ class Metric:
         name: as in the rows file and on the page. task: key of ``results.json``.
         per_class: prefix of its per-class numbers, from which the study takes its own mean over the classes
             with enough test images; empty: ``results[task][name]`` as it is.
+        unit: of it; empty: a number without one. lower: whether less is better.
+        compared: whether rows are compared in it, beside being shown it.
     """
 
     name: str
     task: str
     per_class: str = ""
+    unit: str = "%"
+    lower: bool = False
+    compared: bool = True
+
+    @property
+    def label(self) -> str:
+        """Of an axis."""
+        return f"{self.name} in {self.unit}" if self.unit else self.name
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,8 @@ class StudySpec:
         folder: of the experiments; ``rows.yaml`` and ``presets/<name>.yaml`` lie in it.
         metrics: in the order of the page's columns.
         simplify: see :func:`.identity.settings_of`; called by :meth:`relevant`.
+        drawers: the system's own kinds of figures, beside those of :mod:`.figures`: kind → what draws it, called with
+            the figure, the table and the finished runs.
     """
 
     system: str
@@ -45,6 +61,7 @@ class StudySpec:
     folder: Path
     metrics: tuple[Metric, ...]
     simplify: Simplify | None = None
+    drawers: Mapping[str, Drawer] = field(default_factory=dict)
 
     def metric(self, name: str) -> Metric:
         """By its name."""

@@ -73,7 +73,8 @@ class Study:
         found: list[tuple[Sweep, list[Setting], Setting | None]] = []
         for sweep in sweeps:
             scored = score_settings(sweep, self.runs, self.means, self.seeds)
-            found.append((sweep, scored, choose(sweep, scored)))
+            lower = self.runs.spec.metric(sweep.metric).lower
+            found.append((sweep, scored, choose(sweep, scored, lower=lower)))
         chosen = [chosen_row(sweep, best, self.runs.table) for sweep, _, best in found if best is not None]
         self.run_rows(chosen)
         self.rows += chosen
@@ -172,7 +173,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", metavar="ID", help="rows, series or groups (default: the preset's)"
     )
-    parser.add_argument("--preset", default="small", help="paper, small or smoke")
+    parser.add_argument("--preset", default="small", help="paper, small, smoke …")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row, paired by seed")
     parser.add_argument("--sweep", action="store_true", help="choose settings on a validation split first")
     parser.add_argument("--output", metavar="DIR", help="default: output/reproduce/SYSTEM-PRESET")
@@ -201,7 +202,7 @@ def listing(runs: Runs, rows: Sequence[Row], spec: StudySpec) -> str:
         paper = "".join(f"{row.published.get(name, math.nan):>7.1f}".replace("nan", "  –") for name in names)
         done = len(runs.finished(row))
         lines.append(f"  {row.id:<{width}}{paper}{f'{done} done' if done else '':>9}  {row.title}")
-    return "\n".join([f"published {', '.join(names)} in %", *lines])
+    return "\n".join([f"published {', '.join(metric.label for metric in spec.metrics)}", *lines])
 
 
 def main() -> None:

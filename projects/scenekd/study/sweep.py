@@ -44,10 +44,15 @@ def score_settings(sweep: Sweep, runs: Runs, means: ClassMeans, seeds: range) ->
     return scored
 
 
-def choose(sweep: Sweep, scored: list[Setting]) -> Setting | None:
-    """The setting with the best mean; the first of equal ones; None where nothing was scored."""
+def choose(sweep: Sweep, scored: list[Setting], *, lower: bool = False) -> Setting | None:
+    """The setting with the best mean; the first of equal ones; None where nothing was scored.
+
+    Args:
+        lower: whether less of the metric is better.
+    """
+    sign = -1 if lower else 1
     known = [s for s in scored if s.scores is not None and math.isfinite(s.scores.mean(sweep.metric))]
-    return max(known, key=lambda s: s.scores.mean(sweep.metric) if s.scores else 0.0, default=None)
+    return max(known, key=lambda s: sign * s.scores.mean(sweep.metric) if s.scores else 0.0, default=None)
 
 
 def chosen_row(sweep: Sweep, setting: Setting, table: Table) -> Row:
