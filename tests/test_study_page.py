@@ -16,10 +16,11 @@ from scenekd.evaluation.statistics import minimum_detectable_effect
 from scenekd.study.bars import draw_bars
 from scenekd.study.figures import curve, draw_figure, filter_figure
 from scenekd.study.page import comparison_table, late_gain, mean_sd, saying, trunk_start, write_study_page
-from scenekd.study.rows import Figure
+from scenekd.study.rows import Figure, Sweep
 from scenekd.study.scores import ClassMeans, RowScores, compare, images_per_class
 from scenekd.study.spec import Metric
 from scenekd.study.study import as_json
+from scenekd.study.sweep import Setting, choose
 from scenekd.study.teachers import teachers_of
 from scenekd.teachers.score import TeacherScore, write_scores
 
@@ -54,6 +55,22 @@ def test_verdicts_need_an_interval_without_zero():
     assert (one.single, one.difference, one.detectable) == (2, None, None)
     assert saying(one) == "one seed: nothing can be claimed"
     assert compare(("c", RowScores({"mIoU": {7: 1.0}}), {}), a, "mIoU") is None
+
+
+def test_less_may_be_better():
+    """Of a rank or a loss: differences of about 2 are worse; what all labels take away is the headroom."""
+    a, b = _row("a", 10, 10, 10), _row("b", 12, 12.1, 11.9)
+    assert saying(compare(b, a, "mIoU", lower=True)) == "worse"
+    assert saying(compare(a, b, "mIoU", lower=True)) == "better"
+    room = compare(b, a, "mIoU", headroom=(b[1], a[1]), lower=True)
+    assert room.headroom == pytest.approx(2) and room.has_headroom
+    setting = [Setting(None, {"x": n}, _row("s", value)[1]) for n, value in enumerate((3, 2, 4))]
+    found = [choose(Sweep("a", "mIoU", {}), setting, lower=lower) for lower in (False, True)]
+    assert [one.values["x"] for one in found] == [2, 1]
+    assert (
+        Metric("rank", "t", unit="").label == "rank"
+        and Metric("loss", "t", unit="nats").label == "loss in nats"
+    )
 
 
 def test_headroom_rule():

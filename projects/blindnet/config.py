@@ -47,6 +47,9 @@ def add_blindnet_config(cfg: CN) -> None:
     node.CLASS_WEIGHTS = (
         "none"  # none | objects | pixels: a class weighs 1 − its share of all objects, of pixels
     )
+    # Control: every training object has the class of another, drawn by SEED; the measure stays true, so that whatever
+    # is better than the class prior comes of a fault
+    node.PERMUTE_TARGETS = False
     # Of transfer: weights of the trunk alone, a checkpoint of context or transfer or another weight file; "": as
     # MODEL.WEIGHTS says
     node.PRETRAINED = ""

@@ -19,7 +19,7 @@ from scenekd.data.mapper import Mapper, no_crowd
 from scenekd.data.records import Dataset, Record
 from scenekd.errors import UserError
 from scenekd.sample import Sample
-from scenekd.sampling import STREAM_HIDE, draw_rng
+from scenekd.sampling import STREAM_HIDE, STREAM_PERMUTE, draw_rng
 from scenekd.teachers.options import our_classes
 
 from .augmentation import build_augmentation, to_input
@@ -38,6 +38,10 @@ def prepare_data(dataset: Dataset, cfg: CfgNode, *, train: bool) -> Dataset:
         UserError: nothing can be hidden in any image, or its classes are not those of the network.
     """
     check_classes(dataset, cfg)
+    if train and cfg.MODEL.BLINDNET.PERMUTE_TARGETS:
+        if learns_masks(cfg):
+            raise UserError(f"{KEY}.PERMUTE_TARGETS: masks are not permuted; set {KEY}.PIXEL_TARGET boxes")
+        dataset = permute_labels(dataset, cfg.SEED)
     hider = Hider.from_config(cfg)
     cases = enumerate_objects(dataset, hider, cfg.INPUT.SIZE, cfg.MODEL.BLINDNET.AUGMENT.LETTERBOX)
     pictures = {case.hidden.picture for case in cases if case.hidden is not None}
@@ -77,6 +81,25 @@ def check_classes(dataset: Dataset, cfg: CfgNode) -> None:
 def learns_masks(cfg: CfgNode) -> bool:
     """Whether the network learns from the masks of the data set."""
     return bool(cfg.MODEL.BLINDNET.NETWORK == "pixel_id" and cfg.MODEL.BLINDNET.PIXEL_TARGET == "masks")
+
+
+def permute_labels(dataset: Dataset, seed: int) -> Dataset:
+    """The data set with the classes of its objects dealt out anew among all of them, crowds left out; each class is as
+    common as it was, and no picture tells of it any more."""
+    boxed = [record for record in dataset.records if record.labels is not None]
+    pool = [record.labels[no_crowd(record)] for record in boxed if record.labels is not None]
+    dealt = draw_rng(seed, 0, STREAM_PERMUTE).permutation(
+        np.concatenate(pool) if pool else np.zeros(0, np.int64)
+    )
+    records, start = [], 0
+    for record in dataset.records:
+        if record.labels is not None:
+            labels, single = record.labels.copy(), no_crowd(record)
+            labels[single] = dealt[start : start + single.sum()]
+            start += int(single.sum())
+            record = dataclasses.replace(record, labels=labels)
+        records.append(record)
+    return dataclasses.replace(dataset, records=records)
 
 
 def enumerate_objects(dataset: Dataset, hider: Hider, side: int, letterbox: bool = False) -> list[Record]:

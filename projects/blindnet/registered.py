@@ -275,6 +275,8 @@ def _hiding(cfg: CfgNode) -> dict[str, Any]:
         raise UserError(
             f"{KEY}.MASK.DRAW: {node.MASK.DRAW}; the framework's loader draws images; set it to image"
         )
+    if node.PERMUTE_TARGETS:
+        raise UserError(f"{KEY}.PERMUTE_TARGETS: {NAME} sees no whole data set; set it to False")
     if node.COMPARE:
         raise UserError(f"{KEY}.COMPARE: {NAME} draws no curve; leave it empty")
     if node.AUGMENT != get_cfg("blindnet").MODEL.BLINDNET.AUGMENT:

@@ -24,6 +24,7 @@ STREAM_ORDER = 1
 STREAM_POLICY = 2
 STREAM_MODEL = 3
 STREAM_HIDE = 4
+STREAM_PERMUTE = 5
 
 
 def draw_rng(seed: int, index: int, stream: int = STREAM_AUGMENT) -> np.random.Generator:

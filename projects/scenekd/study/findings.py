@@ -69,9 +69,9 @@ class Findings:
                         and reference in self.scores
                         and not self._same(row.id, reference)
                     ):
-                        pair = [(r.id, self.scores[r.id], r.published) for r in (row, by_id[reference])]
+                        own, other = ((r.id, self.scores[r.id], r.published) for r in (row, by_id[reference]))
                         room = self._headroom(row)
-                        found.append(compare(*pair, metric.name, headroom=room, lower=metric.lower))
+                        found.append(compare(own, other, metric.name, headroom=room, lower=metric.lower))
         return [comparison for comparison in found if comparison is not None]
 
     def own_runs(self) -> dict[str, Mapping[int, Run]]:

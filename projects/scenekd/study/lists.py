@@ -33,20 +33,25 @@ def link_with_lists(source: Path, folder: Path, lists: Sequence[Mapping[str, Any
     folder.mkdir(parents=True, exist_ok=True)
     for part in sorted(source.iterdir()):
         if part.name != _LISTS:
-            _link(part, folder / part.name)
+            link(part, folder / part.name)
     for path in sorted((source / _LISTS).glob("*/*.txt")):
-        _link(path, folder / _LISTS / path.parent.name / path.name)
+        link(path, folder / _LISTS / path.parent.name / path.name)
     for entry in lists:
         _write_list(folder / _LISTS, entry)
 
 
-def _link(target: Path, link: Path) -> None:
-    link.parent.mkdir(parents=True, exist_ok=True)
-    if link.is_symlink() and link.readlink() == target:
+def link(target: Path, place: Path) -> None:
+    """Make ``place`` a link to ``target``.
+
+    Raises:
+        UserError: something else is there.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_symlink() and place.readlink() == target:
         return
-    if link.exists() or link.is_symlink():
-        raise UserError(f"{link}: is there already, and is no link to {target}; delete {link.parent}")
-    link.symlink_to(target)
+    if place.exists() or place.is_symlink():
+        raise UserError(f"{place}: is there already, and is no link to {target}; delete {place.parent}")
+    place.symlink_to(target)
 
 
 def _write_list(sets: Path, entry: Mapping[str, Any]) -> None:

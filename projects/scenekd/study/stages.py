@@ -4,6 +4,7 @@ A stage is a mapping in ``STAGES``, ``kind`` and:
 
 scenes   ``folder, splits`` (name → images), ``seed``: drawn pictures.
 lists    ``source, folder, lists``: a VOC-layout folder that shows the images of ``source`` and has lists of its own.
+coco     ``source, folder, part, share``: a COCO-layout folder with a share of ``part``'s images held out.
 crops    ``source, folder, splits, classes, size``: the objects of a VOC-layout folder as images of one class each.
 train    ``file, keys``: a network, laid over by COMMON, those of ``roles`` and ``keys``, in ``{output}/stages/<name>``.
 cache    ``file, keys, task``: what the teacher of a task says of ``DATASETS.TRAIN``.
@@ -29,6 +30,7 @@ from ..errors import UserError
 from ..files import write_text
 from ..report import teacher_tasks
 from ..side_by_side import run_together
+from .coco_split import split_coco
 from .crops import crop_objects
 from .lists import link_with_lists
 from .rows import Row
@@ -94,6 +96,10 @@ class Stages:
             generate_scenes(stage["folder"], splits=stage["splits"], seed=stage.get("seed", 0))
         elif kind == "lists":
             link_with_lists(Path(stage["source"]), Path(stage["folder"]), stage["lists"])
+        elif kind == "coco":
+            split_coco(
+                Path(stage["source"]), Path(stage["folder"]), part=stage["part"], share=float(stage["share"])
+            )
         elif kind == "crops":
             rest = {key: stage[key] for key in ("splits", "classes", "size")}
             crop_objects(Path(stage["source"]), Path(stage["folder"]), **rest)

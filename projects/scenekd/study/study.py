@@ -191,18 +191,23 @@ def parse_args() -> argparse.Namespace:
 
 
 def listing(runs: Runs, rows: Sequence[Row], spec: StudySpec) -> str:
-    """The rows as text: id, published numbers, seeds done, title."""
-    names = [metric.name for metric in spec.metrics]
+    """The rows as text: id, the numbers that the paper gives for any of them, seeds done, title."""
+    metrics = [metric for metric in spec.metrics if any(metric.name in row.published for row in rows)]
     width = max(len(row.id) for row in rows)
     lines, group = [], ""
     for row in rows:
         if row.group != group:
             group = row.group
             lines += ["", f"{group}: {runs.table.groups[group]}"]
-        paper = "".join(f"{row.published.get(name, math.nan):>7.1f}".replace("nan", "  –") for name in names)
+        paper = "".join(
+            f"{row.published.get(metric.name, math.nan):>7.1f}".replace("nan", "  –") for metric in metrics
+        )
         done = len(runs.finished(row))
         lines.append(f"  {row.id:<{width}}{paper}{f'{done} done' if done else '':>9}  {row.title}")
-    return "\n".join([f"published {', '.join(metric.label for metric in spec.metrics)}", *lines])
+    heading = (
+        f"published {', '.join(metric.label for metric in metrics)}" if metrics else "no number is published"
+    )
+    return "\n".join([heading, *lines])
 
 
 def main() -> None:
