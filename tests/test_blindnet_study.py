@@ -102,7 +102,7 @@ def test_the_study_knows_its_kinds(finished) -> None:
 
 @pytest.mark.slow
 def test_rows_from_nothing(tmp_path, monkeypatch) -> None:
-    """Scenes, a trunk, a hidden object and a transfer row; asked again, nothing is run."""
+    """Scenes, a row of hidden objects and one of transfer; asked again, nothing is run."""
     draw = stages.generate_scenes
     few = {"train": 6, "transfer": 6, "hold": 3, "val": 4}
     monkeypatch.setattr(
@@ -111,11 +111,11 @@ def test_rows_from_nothing(tmp_path, monkeypatch) -> None:
     tool = ToolRunner("reproduce", monkeypatch)
     asked = ("blindnet", "--preset", "smoke", "--output", tmp_path, "--seeds", 1, "--jobs", 2)
     keys = ("SOLVER.MAX_ITER", 2, "TEST.EVAL_PERIOD", 1, "SOLVER.IMS_PER_BATCH", 2)
-    rows = ("--only", "mask_only", "t.fine.context@100", *keys)
+    rows = ("--only", "mask_only", "t.fine.random@100", *keys)
     assert tool(*asked, *rows) == 0
     found = {row["id"]: row["here"] for row in json.loads((tmp_path / "reproduce.json").read_text())["rows"]}
     assert found["m.cap.hole@50"] == found["mask_only"] and found["mask_only"]["log_loss"]["0"] > 0
-    assert found["t.fine.context@100"]["mAP"]["0"] > 0
+    assert found["t.fine.random@100"]["mAP"]["0"] > 0
     page = (tmp_path / "reproduce.html").read_text()
     assert "less is better of mean_rank, log_loss, ECE" in page and page.count("<img") >= 3
     monkeypatch.setattr(stages, "run_together", None)
