@@ -55,8 +55,8 @@ def test_curves_are_means_over_seeds(finished, monkeypatch) -> None:
     drawn = {}
     monkeypatch.setattr(study_figures, "top_n_chart", lambda curves: drawn.update(curves) or b"")
     draw_top_n(_figure("top_n"), TABLE, finished)
-    assert list(drawn) == ["context, context classifier", "m.circle, circle", "class prior"]
-    assert drawn["m.circle, circle"] == pytest.approx([50 + 5 * n for n in range(1, 11)])
+    assert list(drawn) == ["context", "m.circle", "class prior"]
+    assert drawn["m.circle"] == pytest.approx([50 + 5 * n for n in range(1, 11)])
     assert drawn["class prior"][0] == 10
     assert draw_top_n(_figure("top_n"), TABLE, {}) is None
 

@@ -41,7 +41,7 @@ def draw_top_n(figure: Figure, table: Table, finished: Finished) -> bytes | None
         found = [one["hidden_object"]["top_n"] for one in results if "hidden_object" in one]
         if not found:
             continue
-        curves[f"{name}, {table.row(name).title}"] = np.mean(found, axis=0).tolist()
+        curves[name] = np.mean(found, axis=0).tolist()
         for key in _REFERENCES:
             if key in results[0]:
                 references.setdefault(key.replace("_", " "), results[0][key]["top_n"])
@@ -82,7 +82,7 @@ def _class_chart(shares: Mapping[str, np.ndarray], classes: Sequence[str]) -> by
             100 * values[order],
             width,
             color=COLOURS[place],
-            label=f"{name}: top {100 * values.max():.1f} %",
+            label=f"{name}, commonest {100 * values.max():.1f} %",
         )
     axis.set_xticks(
         range(len(order)), [classes[k] for k in order], rotation=90 if len(order) > 12 else 30, fontsize=8

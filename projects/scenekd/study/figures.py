@@ -146,7 +146,8 @@ def _steps(figure: Figure, spec: StudySpec, finished: Finished, means: ClassMean
                 axis.fill_between(x, y - sd, y + sd, color=_line(i)["color"], alpha=0.15, linewidth=0)
         axis.set_title(f"{metric.name}: mean, band ± sd over seeds")
         _style(axis, "step", metric.label)
-        axis.set_ylim(bottom=0)
+        if not metric.lower:  # a loss is told by its differences, far from 0
+            axis.set_ylim(bottom=0)
     return png(canvas)
 
 
