@@ -271,6 +271,7 @@ def test_what_the_metric_refuses() -> None:
         ({"mask": {"draw": "object"}}, r"^MODEL.BLINDNET.MASK.DRAW: object; .*set it to image"),
         ({"class_weights": "objects"}, r"^MODEL.BLINDNET.CLASS_WEIGHTS: objects; .*set it to none"),
         ({"compare": (("a", "b"),)}, r"^MODEL.BLINDNET.COMPARE: "),
+        ({"permute_targets": True}, r"^MODEL.BLINDNET.PERMUTE_TARGETS: .*set it to False"),
         ({"network": "fft"}, r"^MODEL.BLINDNET.NETWORK: 'fft'"),
         ({"pretrained": "x.pth"}, "^SceneKDMaskedContext: pretrained: 'x.pth'"),
     ],
