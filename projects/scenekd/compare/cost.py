@@ -1,16 +1,12 @@
 """What a network costs: parameters, floating-point operations, size, latency, memory.
 
-FLOPs are counted by ``torch.utils.flop_counter`` from the operations that really run: convolutions, matrix products and
-attention, a multiplication and an addition as two (so twice the number of multiply-accumulates, MACs). Everything else
-counts nothing there, and is listed: norms, activations, pooling, resizing, and what torch cannot look into (quantised
-layers, compiled kernels of other libraries).
+What counts as a floating-point operation: :mod:`scenekd.flops`.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,23 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from ..benchmark.measure import peak_bytes, synchronise
+from ..flops import count_flops
 from .sources import Source
 
 ROUNDS = 15
 WARM_UP = 3  # untimed calls, in which torch chooses kernels and buys memory
 _LONGEST = 60.0  # seconds of timing, after which no further round begins
 _FEWEST = 3
-# Operations that make or move values and compute none.
-_NO_ARITHMETIC = {
-    *("empty", "empty_strided", "zeros", "ones", "full", "new_zeros", "new_full", "arange", "scalar_tensor"),
-    *("clone", "copy", "copy_", "_to_copy", "contiguous", "lift_fresh", "cat", "stack", "index", "gather"),
-    *("detach", "dropout", "_unsafe_view", "constant_pad_nd", "zeros_like", "empty_like"),
-}
 
 
 @dataclass(frozen=True)
@@ -45,7 +34,7 @@ class Cost:
     Attributes:
         name: of the network. size: (height, width) of its input.
         parameters: number. bytes: of all its weights, batch statistics too.
-        flops: see the module. uncounted: operation → output values that it computed and that ``flops`` lacks.
+        flops: see :mod:`scenekd.flops`. uncounted: operation → output values that it computed and that ``flops`` lacks.
         seconds: a forward pass's median, smallest and largest. rounds: that were timed.
         memory: bytes of the weights and of the most that was live beside them in a forward pass.
         whole: preparation of the image is in the numbers, since the network cannot be called alone.
@@ -152,34 +141,3 @@ def _cost(call: _Call, times: Sequence[float]) -> Cost:
         call.whole,
         call.source.device.type,
     )
-
-
-def count_flops(work: Callable[[], object]) -> tuple[int, dict[str, int]]:
-    """FLOPs of what ``work`` runs in torch, and the operations that are not in them: name → output values, most
-    first."""
-    # Outside inference mode, in which torch hands larger operations on in parts.
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        _Uncounted() as rest,
-        FlopCounterMode(display=False) as counter,
-    ):
-        work()
-    return int(counter.get_total_flops()), dict(rest.values.most_common())
-
-
-class _Uncounted(TorchDispatchMode):
-    """Notes the operations for which the counter has no formula."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if func.overloadpacket not in flop_registry and not func.is_view and name not in _NO_ARITHMETIC:
-            made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-            if made and (made[0].is_floating_point() or made[0].is_quantized):
-                self.values[name] += made[0].numel()
-        return result
