@@ -23,7 +23,8 @@ class OutlierScore:
     """How unfamiliar an image is to a network, by what that network says of it.
 
     A score is made with its settings, fitted once on inlier data (their own labels are not needed), and asked as often
-    as wanted. What it has learned is in :attr:`fitted`, tensors by name, so that it can be saved with a run's state.
+    as wanted, each image by itself. What it has learned is in :attr:`fitted`, tensors by name, which
+    :meth:`state_dict` gives to be saved with a run's state.
 
     Attributes:
         name: by which a config asks for it. sees_outliers: it learns from outliers, too, and is tabled apart.
@@ -76,9 +77,17 @@ class OutlierScore:
             raise ValueError(f"{self.name} must be fitted on inliers before it can score")
         return self._score(features, logits)
 
-    def load_fitted(self, fitted: Mapping[str, Tensor]) -> None:
+    def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
+        """:meth:`score`."""
+        return self.score(features, logits)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was learned; empty for scores that need no fit."""
+        return dict(self.fitted)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take up what another instance with the same settings had learned."""
-        self.fitted = dict(fitted)
+        self.fitted = dict(state)
 
     def _fit(self, features: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -115,7 +124,8 @@ def fit_threshold(inlier_scores: Any, *, tpr: float = TPR) -> float:
     it is taken for an outlier; no outlier is looked at.
 
     Args:
-        inlier_scores: (N,) finite.
+        inlier_scores: (N,) finite, of samples that the score was not fitted on: on its own it is too sure, and the
+            threshold so low that far fewer of the others are kept.
 
     Raises:
         ValueError: ``tpr`` not strictly between 0 and 1, no scores, or one that is not finite.
