@@ -170,6 +170,20 @@ def test_mean_is_over_those_that_count():
     torch.testing.assert_close(found.loss, wanted.loss)
 
 
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_teacher_of_the_first_images(deep):
+    """Replayed images, of which no teacher's map is kept, take no part: not in the value, and not in the gradient."""
+    net, images, labels = Net(deep).double(), rand(5, 3, 6, 6), torch.tensor([0, 1, 2, 3, 0])
+    teacher = Look(rand(3, 6, 6, 6, seed=4).abs(), rand(3, 4), rand(4, 6, seed=5).abs())
+    found = []
+    for seen in (5, 3):
+        result = AttentionTripletLoss(margin=1.0)(look(net, images[:seen]), teacher, labels[:seen])
+        found.append((result.loss, *torch.autograd.grad(result.loss, [net.conv.weight, net.head.weight])))
+        assert len(result.agrees) == len(result.positive) == 3
+    for more, alone in zip(*found):
+        torch.testing.assert_close(more, alone)
+
+
 def test_report_tells_apart_where_the_student_disagrees():
     left, right = torch.tensor(LEFT), torch.tensor(RIGHT)
     maps = torch.stack([left, right], dim=1).expand(3, -1, -1, -1)
@@ -256,6 +270,10 @@ def test_the_loss_moves_attention():
         (
             lambda: AttentionTripletLoss()(_flat(1), _flat(1), torch.tensor([0])),
             "the same two or more classes",
+        ),
+        (
+            lambda: AttentionTripletLoss()(_flat(2), _flat(2), torch.tensor([0, 1])),
+            "there are 2 labels and 1 images",
         ),
         (lambda: class_attention(_flat(2), torch.tensor([0, 1])), "attention needs features"),
         (lambda: class_attention(_flat(2), torch.tensor([0]), kind="x"), "kind must be one of"),

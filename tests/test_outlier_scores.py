@@ -200,9 +200,9 @@ def test_every_score_finds_what_is_far(name):
         score.fit(*sides[0], labels, **more)
         found.append([score.score(*side) for side in sides[:2]])
     again = build_outlier_score(name, head=HEAD if name in ("vim", "attention") else None, **options)
-    again.load_state_dict({key: value.clone() for key, value in score.state_dict().items()})
+    again.load_fitted({key: value.clone() for key, value in score.fitted.items()})
     assert outlier_metrics(*found[0]).auroc > 0.95
-    assert torch.equal(found[0][1], found[1][1]) and torch.equal(found[0][1], again(*sides[1]))
+    assert torch.equal(found[0][1], found[1][1]) and torch.equal(found[0][1], again.score(*sides[1]))
     assert found[0][0].dtype == torch.float64 and found[0][0].shape == (120,)
 
 
@@ -228,7 +228,7 @@ def test_discrepancy_of_heads():
     score = build_outlier_score("classifier_discrepancy")
     one = torch.ones(1, dtype=torch.float64)
     weight = torch.tensor([[[0.0], [0.0]], [[LN3], [0.0]]], dtype=torch.float64)
-    score.load_state_dict({"mean": 0 * one, "deviation": one, "weight": weight, "bias": 0 * weight[..., 0]})
+    score.load_fitted({"mean": 0 * one, "deviation": one, "weight": weight, "bias": 0 * weight[..., 0]})
     assert score.score(torch.ones(1, 1), torch.zeros(1, 2)).item() == pytest.approx(0.5)
 
 
@@ -238,7 +238,7 @@ def test_score_of_the_ensemble():
     one = torch.ones(1, dtype=torch.float64)
     state = {"mean": 0 * one, "deviation": one, "weight": torch.zeros(3, 3, 1).double()}
     state |= {"bias": torch.zeros(3, 3).double(), "left_out": torch.eye(3).bool(), "temperature": one}
-    score.load_state_dict(state)
+    score.load_fitted(state)
     assert score.score(torch.ones(1, 1), torch.zeros(1, 3)).item() == pytest.approx(3 * (math.log(2) - 0.5))
 
 

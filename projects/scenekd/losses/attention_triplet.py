@@ -86,8 +86,9 @@ class AttentionTripletLoss:
 
         Args:
             student, teacher: what both made of the same images; classes in the same order, at least two of them. No
-                gradient flows into the teacher.
-            labels: (N,) int64, the teacher's pseudo-labels.
+                gradient flows into the teacher. The student may have seen more: the first N of its images are those
+                of the teacher, and only these count.
+            labels: int64, the teacher's pseudo-label of each image that the student saw.
 
         Raises:
             ValueError: shapes do not fit.
@@ -97,13 +98,23 @@ class AttentionTripletLoss:
                 "student and teacher must tell the same two or more classes, got logits "
                 f"{tuple(student.logits.shape)} and {tuple(teacher.logits.shape)}"
             )
+        count = len(teacher.logits)
+        if not len(student.logits) == len(labels) >= count:
+            raise ValueError(
+                f"there are {len(labels)} labels and {count} images of the teacher for {len(student.logits)} images"
+            )
+        if student.head is not None:  # else the logits hang on all features together
+            student = Look(student.features[:count], student.logits[:count], student.head)
+            labels = labels[:count]
         wrong = top_wrong_class(student.logits, labels)
-        anchor = class_attention(student, labels, kind=self.kind, create_graph=True)
-        negative = class_attention(student, wrong, kind=self.kind, create_graph=True)
-        positive = class_attention(teacher, labels, kind=self.kind).detach()
+        anchor, negative = (
+            class_attention(student, classes, kind=self.kind, create_graph=True)[:count]
+            for classes in (labels, wrong)
+        )
+        positive = class_attention(teacher, labels[:count], kind=self.kind).detach()
         near, far, counted = triplet_distances(anchor, positive, negative, distance=self.distance)
         each = (near - far + self.margin).relu()
-        agrees = student.logits.detach().argmax(dim=1) == labels
+        agrees = (student.logits.detach().argmax(dim=1) == labels)[:count]
         loss = self.weight * mean_over(each, counted)
         return Triplet(loss, near.detach(), far.detach(), counted, agrees)
 

@@ -23,8 +23,8 @@ class OutlierScore:
     """How unfamiliar an image is to a network, by what that network says of it.
 
     A score is made with its settings, fitted once on inlier data (their own labels are not needed), and asked as often
-    as wanted, each image by itself. What it has learned is in :attr:`fitted`, tensors by name, which
-    :meth:`state_dict` gives to be saved with a run's state.
+    as wanted, each image by itself. What it has learned is in :attr:`fitted`, tensors by name, to be
+    saved with a run's state.
 
     Attributes:
         name: by which a config asks for it. sees_outliers: it learns from outliers, too, and is tabled apart.
@@ -77,17 +77,9 @@ class OutlierScore:
             raise ValueError(f"{self.name} must be fitted on inliers before it can score")
         return self._score(features, logits)
 
-    def __call__(self, features: Tensor, logits: Tensor) -> Tensor:
-        """:meth:`score`."""
-        return self.score(features, logits)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """What was learned; empty for scores that need no fit."""
-        return dict(self.fitted)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what another instance with the same settings had learned."""
-        self.fitted = dict(state)
+    def load_fitted(self, fitted: Mapping[str, Tensor]) -> None:
+        """Take up what :attr:`fitted` of another instance with the same settings held."""
+        self.fitted = dict(fitted)
 
     def _fit(self, features: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError
