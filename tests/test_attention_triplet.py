@@ -73,6 +73,20 @@ def test_a_linear_head_needs_no_backward_pass(kind):
     assert found[0][0].abs().max() > 0
 
 
+def test_no_gradient_is_asked_for(monkeypatch):
+    net, images, labels = Net(), rand(2, 3, 5, 5).float(), torch.tensor([0, 1])
+    teacher = look(Net(), images)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a backward pass")
+
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    AttentionTripletLoss()(look(net, images), teacher, labels).loss.backward()
+    assert net.conv.weight.grad.abs().max() > 0
+    with pytest.raises(AssertionError, match="a backward pass"):
+        AttentionTripletLoss()(look(Net(deep=True), images), teacher, labels)
+
+
 def test_any_other_head_takes_it():
     net, images, labels = Net(deep=True).double(), rand(2, 3, 5, 5), torch.tensor([1, 0])
     seen = look(net, images)

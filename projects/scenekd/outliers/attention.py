@@ -26,7 +26,7 @@ class AttentionScore(OutlierScore):
     nowhere, A⁺ = 0, is as unfamiliar as one whose two maps are the same (``runner_up``).
 
     Args:
-        head: linear, from the features' spatial mean to the logits; its weights are copied when the score is made.
+        head: linear, from the features' spatial mean to the logits; its weights are read at each call.
         against: see above. kind, distance: of the maps, see :mod:`scenekd.losses.attention_triplet`.
 
     Raises:
@@ -50,7 +50,7 @@ class AttentionScore(OutlierScore):
             )
         self.against, self.kind, self.distance = against, kind, distance
         self.needs_fit = against == "class_mean"
-        self._weight = head_weights(head)[0]
+        self._head = head
 
     def _fit(self, features: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         maps = self._maps(features, logits, labels)
@@ -69,5 +69,5 @@ class AttentionScore(OutlierScore):
         return -apart.masked_fill((own == 0).all(dim=1), 0)
 
     def _maps(self, features: Tensor, logits: Tensor, classes: Tensor) -> Tensor:
-        look = Look(features, logits, self._weight.to(features.device))
+        look = Look(features, logits, head_weights(self._head)[0])
         return unit_maps(class_attention(look, classes, kind=self.kind))

@@ -105,7 +105,7 @@ class OutlierScore:
 
 
 def head_weights(head: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weights (C, D) and bias (C,) of a linear head, float64 copies without gradient."""
+    """Weights (C, D) and bias (C,) of a linear head as they are now, float64 copies without gradient."""
     weight = head.weight.detach().double().clone()
     bias = head.bias
     return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().double().clone()

@@ -50,7 +50,7 @@ class ViM(OutlierScore):
     scaled to the size of a logit, minus the energy of the logits.
 
     Args:
-        head: the linear head, D → C; its weights are copied when the score is made.
+        head: the linear head, D → C; its weights are read when the score is fitted.
         dimensions: of the principal subspace, 1…D − 1; 0: 1000 where D ≥ 2048 and 512 where D ≥ 768, as in the paper,
             else D // 2.
     """
@@ -59,17 +59,16 @@ class ViM(OutlierScore):
 
     def __init__(self, head: nn.Linear, dimensions: int = 0) -> None:
         super().__init__()
-        weight, bias = head_weights(head)
-        width = weight.shape[1]
+        self._head, width = head, head.in_features
         chosen = 1000 if width >= 2048 else 512 if width >= 768 else width // 2
         self.dimensions = dimensions or chosen
         if not 0 < self.dimensions < width:
             raise ValueError(f"dimensions must lie in 1…{width - 1}, got {dimensions}")
-        # Where all logits are 0, or as near to it as may be.
-        self._origin = -torch.linalg.pinv(weight) @ bias
 
     def _fit(self, features: Tensor, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        centred = features - self._origin
+        weight, bias = head_weights(self._head)
+        origin = -torch.linalg.pinv(weight) @ bias  # where all logits are 0, or as near to it as may be
+        centred = features - origin
         # Eigenvalues ascend: the last are the principal ones.
         _, axes = torch.linalg.eigh(centred.mT @ centred / len(centred))
         rest = axes[:, : axes.shape[1] - self.dimensions]
@@ -78,10 +77,10 @@ class ViM(OutlierScore):
             raise ValueError(
                 f"vim: nothing of the inliers lies outside {self.dimensions} dimensions; take fewer, or more inliers"
             )
-        return {"rest": rest, "scale": logits.amax(dim=1).mean() / length}
+        return {"origin": origin, "rest": rest, "scale": logits.amax(dim=1).mean() / length}
 
     def _score(self, features: Tensor, logits: Tensor) -> Tensor:
-        outside = ((features - self._origin) @ self.fitted["rest"]).norm(dim=1)
+        outside = ((features - self.fitted["origin"]) @ self.fitted["rest"]).norm(dim=1)
         return self.fitted["scale"] * outside - logits.logsumexp(dim=1)
 
 
