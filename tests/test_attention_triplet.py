@@ -75,16 +75,17 @@ def test_a_linear_head_needs_no_backward_pass(kind):
 
 def test_no_gradient_is_asked_for(monkeypatch):
     net, images, labels = Net(), rand(2, 3, 5, 5).float(), torch.tensor([0, 1])
-    teacher = look(Net(), images)
+    teacher = Look(rand(2, 6, 5, 5, seed=4).abs().float(), rand(2, 4).float(), net.head.weight.detach().abs())
+    loss = AttentionTripletLoss(margin=2.0)  # the hinge is open
 
     def refuse(*args, **kwargs):
         raise AssertionError("a backward pass")
 
     monkeypatch.setattr(torch.autograd, "grad", refuse)
-    AttentionTripletLoss()(look(net, images), teacher, labels).loss.backward()
+    loss(look(net, images), teacher, labels).loss.backward()
     assert net.conv.weight.grad.abs().max() > 0
     with pytest.raises(AssertionError, match="a backward pass"):
-        AttentionTripletLoss()(look(Net(deep=True), images), teacher, labels)
+        loss(look(Net(deep=True), images), teacher, labels)
 
 
 def test_any_other_head_takes_it():
