@@ -1,0 +1,76 @@
+"""The configuration keys of envise, below ``MODEL.ENVISE``, ``STREAM`` and ``ONLINE``.
+
+The comment of a key is its documentation.
+"""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode as CN
+
+KEY = "MODEL.ENVISE"
+
+
+def add_envise_config(cfg: CN) -> None:
+    """Add ``cfg.MODEL.ENVISE``, ``cfg.STREAM`` and ``cfg.ONLINE``."""
+    node = cfg.MODEL.ENVISE = CN()
+    node.NETWORK = "plain_cnn"  # the student, a name of students.STUDENTS
+
+    # What is looked at, sample by sample. Positions count the samples of the stream from 0.
+    node = cfg.STREAM = CN()
+    # "": the images of DATASETS.TRAIN; else a folder of images, a video file, or camera:N (OpenCV's number)
+    node.SOURCE = ""
+    node.SAMPLES = 50000  # length; of a folder, video or camera at most so many; 0: to its end
+    node.OBJECT_CROPS = False  # of data sets with boxes: one sample an object, cut out, with the box's class
+    node.CROP_MARGIN = 0.15  # of OBJECT_CROPS: so much of the box's longer side is kept around it
+    node.CROP_MIN_SIDE = 12.0  # pixels; objects whose longer side is less are left out
+    # The prior; of sources without classes it cannot be set, they come in their own order
+    # inlier/outlier pairs of class groups: cifar100, tiny_imagenet, scenes, or a YAML file; "": all classes are inliers
+    node.PAIRS = ""
+    node.PAIR = ""  # the one of PAIRS
+    node.OUTLIER_SHARE = 0.0  # probability that a sample is of an outlier class: 90:10 is 0.1
+    node.FREQUENCIES = "uniform"  # uniform | zipf | given: of the classes within inliers and within outliers
+    node.ZIPF_EXPONENT = 1.0  # s of zipf: the class of rank k = 1, 2, … has frequency ∝ k^−s
+    node.RANK_SEED = (
+        0  # 0: ranks follow the order in which the pair names the classes; else that order shuffled
+    )
+    node.GIVEN = ()  # pairs (class, weight) of given; classes that are not named have weight 0
+    # Mappings {AT: position, KEY: value …}; from AT on these of the six keys above differ, the others stay
+    node.SHIFTS = ()
+    node.MAX_UNREADABLE = 10  # images that cannot be read are passed over and counted; one more ends the run
+
+    # How the student learns, when it is trusted, and when no longer
+    node = cfg.ONLINE = CN()
+    node.BATCH_SIZE = (
+        16  # samples looked at before each update; the optimizer's step adds REPLAY_BATCH others
+    )
+    node.UPDATES = 1  # optimizer steps for each batch, with other replayed samples
+    node.CE_WEIGHT = 1.0  # of the cross-entropy with the teacher's top class
+    node.KD_WEIGHT = 0.0  # of T² · KL to the teacher's softmax; 0: pseudo-labels alone
+    node.KD_TEMPERATURE = 4.0
+    node.REPLAY_SIZE = (
+        2000  # samples kept of all that were learnt, each with equal chance (a reservoir); 0: none
+    )
+    node.REPLAY_BATCH = 48  # of them in each step
+    # Convergence: the agreement with the teacher, counted before each update, is at least AGREEMENT in each of
+    # WINDOWS successive windows of WINDOW samples
+    node.AGREEMENT = 0.85
+    node.WINDOW = 500
+    node.WINDOWS = 2
+    # Then CALIBRATION samples are scored without training; the threshold leaves TPR of those of inlier classes below
+    node.CALIBRATION = 500
+    node.TPR = 0.95
+    # Inlier classes are those with at least this share of the teacher's answers since learning began: no labels
+    node.INLIER_MIN_SHARE = 0.005
+    node.SCORE = "max_softmax"  # a name of scores.SCORES
+    node.THRESHOLD = ()  # (value,): this threshold in place of the fitted one
+    # Then the student answers. A share of its answers is also asked of the teacher; it learns again where they agree
+    # in less than AUDIT_AGREEMENT of the last AUDIT_WINDOW
+    node.AUDIT_SHARE = 0.05
+    node.AUDIT_WINDOW = 100
+    node.AUDIT_AGREEMENT = 0.7
+    # or where more than GATE_SHARE of the last GATE_WINDOW samples looked unfamiliar; 1: never for that reason
+    node.GATE_SHARE = 0.6
+    node.GATE_WINDOW = 500
+    node.CHECKPOINT_PERIOD = (
+        1  # batches between two states of the run; 1: a kill loses the current batch alone
+    )

@@ -1,0 +1,109 @@
+"""The students by name. A builder ``(cfg, num_classes) -> nn.Module`` makes the bare network: (N, 3, S, S) normalised
+images in, logits (N, C) out.
+
+N: images; S: ``INPUT.SIZE``; C: classes; D, h, w: the feature map before pooling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from fvcore.common.config import CfgNode
+from torch import Tensor, nn
+
+from scenekd.errors import UserError
+
+from .config import KEY
+from .tap import LayerTap
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """A network of :data:`STUDENTS`.
+
+    Attributes:
+        build: (cfg, num_classes) → the bare network.
+        layer: path of the module whose output (N, D, h, w) is the feature map that attention is taken from.
+        mean, std: of images in 0…1, per channel, by which they are normalised.
+    """
+
+    build: Callable[[CfgNode, int], nn.Module]
+    layer: str
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+class PlainCNN(nn.Module):
+    """Three 3×3 convolutions of stride 2 (BN, ReLU), mean pooling, the classes: the smallest student, real-valued, for
+    quick runs.
+
+    Args:
+        num_classes: C. width: channels of the first; the others have two and four times as many.
+    """
+
+    def __init__(self, num_classes: int, width: int = 16) -> None:
+        super().__init__()
+        widths = (3, width, 2 * width, 4 * width)
+        self.features = nn.Sequential(*(_stage(a, b) for a, b in zip(widths, widths[1:])))
+        self.classes = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, C)."""
+        logits: Tensor = self.classes(self.features(x).mean((2, 3)))
+        return logits
+
+
+def _stage(channels_in: int, channels: int) -> nn.Sequential:
+    conv = nn.Conv2d(channels_in, channels, 3, 2, padding=1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
+
+
+STUDENTS: dict[str, StudentSpec] = {
+    "plain_cnn": StudentSpec(lambda cfg, classes: PlainCNN(classes), "features"),
+}
+
+
+class StreamStudent(nn.Module):
+    """A bare network with its normalisation and its feature map.
+
+    Attributes:
+        network: the bare network. layer: as in :class:`StudentSpec`.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(self, network: nn.Module, spec: StudentSpec) -> None:
+        super().__init__()
+        self.network, self.layer = network, spec.layer
+        self._tap = LayerTap(network, spec.layer)
+        for name, values in (("pixel_mean", spec.mean), ("pixel_std", spec.std)):
+            self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, C) of (N, 3, S, S) float32 RGB in 0…255."""
+        logits: Tensor = self.network((images - self.pixel_mean) / self.pixel_std)
+        return logits
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The feature map (N, D, h, w) and the logits (N, C), in one pass; gradients flow through both."""
+        with self._tap.listening() as heard:
+            logits = self(images)
+        return heard.output, logits
+
+
+def build_student(cfg: CfgNode, num_classes: int) -> StreamStudent:
+    """The student of ``MODEL.ENVISE.NETWORK``, freshly initialised from ``SEED``.
+
+    Raises:
+        UserError: no such network.
+    """
+    name = cfg.MODEL.ENVISE.NETWORK
+    if name not in STUDENTS:
+        raise UserError(f"{KEY}.NETWORK: {name!r}; choose one of {', '.join(sorted(STUDENTS))}")
+    spec = STUDENTS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.SEED)
+        return StreamStudent(spec.build(cfg, num_classes), spec)
