@@ -65,7 +65,9 @@ setup(
     python_requires=">=3.10",
     package_dir={"": "projects"},
     packages=find_packages("projects"),
-    package_data={"": ["*.yaml", "experiments/*.yaml", "experiments/presets/*.yaml", "py.typed"]},
+    package_data={
+        "": ["*.yaml", "experiments/*.yaml", "experiments/presets/*.yaml", "pairs/*.yaml", "py.typed"]
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,
 )

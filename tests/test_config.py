@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(
     path
     for path in [*ROOT.glob("configs/_base_/*.yaml"), *ROOT.glob("projects/*/**/*.yaml")]
-    if path.name != "rows.yaml" and path.parent.name != "presets"
+    if path.name != "rows.yaml" and path.parent.name not in ("presets", "pairs")
 )
 
 

@@ -32,6 +32,9 @@ KEYS = {
     *_leaves(get_cfg()),
     *_leaves(get_cfg("fcn_kd").MODEL.FCN_KD, "MODEL.FCN_KD."),
     *_leaves(get_cfg("blindnet").MODEL.BLINDNET, "MODEL.BLINDNET."),
+    *_leaves(get_cfg("envise").MODEL.ENVISE, "MODEL.ENVISE."),
+    *_leaves(get_cfg("envise").STREAM, "STREAM."),
+    *_leaves(get_cfg("envise").ONLINE, "ONLINE."),
 }
 
 

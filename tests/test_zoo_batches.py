@@ -79,7 +79,7 @@ def test_torchvision_weights_by_name(monkeypatch):
     asked = []
 
     def download(name, weights):
-        asked.append((name, zoo_torchvision._member(name, weights).name))
+        asked.append((name, zoo_torchvision.zoo_weights(name, weights).name))
         net = models.get_model(name, weights=None, weights_backbone=None, num_classes=21)
         return net.state_dict()
 

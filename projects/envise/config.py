@@ -14,6 +14,8 @@ def add_envise_config(cfg: CN) -> None:
     """Add ``cfg.MODEL.ENVISE``, ``cfg.STREAM`` and ``cfg.ONLINE``."""
     node = cfg.MODEL.ENVISE = CN()
     node.NETWORK = "plain_cnn"  # the student, a name of students.STUDENTS
+    # Path of the module whose output is the teacher's feature map, for attention; "": its last map before pooling
+    node.TEACHER_LAYER = ""
 
     # What is looked at, sample by sample. Positions count the samples of the stream from 0.
     node = cfg.STREAM = CN()
@@ -34,7 +36,7 @@ def add_envise_config(cfg: CN) -> None:
         0  # 0: ranks follow the order in which the pair names the classes; else that order shuffled
     )
     node.GIVEN = ()  # pairs (class, weight) of given; classes that are not named have weight 0
-    # Mappings {AT: position, KEY: value …}; from AT on these of the six keys above differ, the others stay
+    # Mappings {AT: position, KEY: value …}; from AT on these of PAIR … GIVEN differ, the others stay
     node.SHIFTS = ()
     node.MAX_UNREADABLE = 10  # images that cannot be read are passed over and counted; one more ends the run
 

@@ -49,7 +49,7 @@ def own_defaults() -> CN:
     for task in (task.upper() for task in TASKS):
         node = teacher[task] = CN()
         # A string in place of the node is a URI, SCHEME://NAME, that fills TYPE, NAME and WEIGHTS.
-        node.TYPE = ""  # "", detectron2, mmseg, torchvision, scenekd, folder, thesis
+        node.TYPE = ""  # "", detectron2, mmseg, torchvision, timm, scenekd, folder, thesis
         node.NAME = ""  # of the zoo's model or config, for example maskrcnn_resnet50_fpn; or a config file
         node.WEIGHTS = ""  # weight file, torchvision's enum, folder; "" for the zoo's own; "random" for none
         node.CONFIG = ""  # scenekd: YAML of the teacher; "" reads the one inside the checkpoint

@@ -25,6 +25,12 @@ STREAM_POLICY = 2
 STREAM_MODEL = 3
 STREAM_HIDE = 4
 STREAM_PERMUTE = 5
+STREAM_CLASS = 6
+STREAM_IMAGE = 7
+STREAM_RANK = 8
+STREAM_AUDIT = 9
+STREAM_REPLAY = 10
+STREAM_KEEP = 11
 
 
 def draw_rng(seed: int, index: int, stream: int = STREAM_AUGMENT) -> np.random.Generator:

@@ -13,6 +13,17 @@ from .records import Dataset, Record
 
 TINY_SOURCE = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 
+# The number of a class is its place in WordNet 3.0's file of nouns, which is sorted by WordNet's own topics (its
+# lexicographer files): where each of those that have pictures begins, and where it ends.
+_WORDNET = {
+    "animal": (1_300_000, 2_660_000),
+    "artifact": (2_660_000, 4_620_000),
+    "food": (7_550_000, 7_940_000),
+    "object": (9_180_000, 9_490_000),
+    "person": (9_600_000, 10_800_000),
+    "plant": (11_500_000, 13_200_000),
+}
+
 
 def read_folders(roots: Sequence[Path], split: str, advice: str = "") -> Dataset:
     """<root>/<split>/<class>/*.jpg (or another image format). The classes are those of all splits of the root, by
@@ -56,7 +67,8 @@ def _is_image(file: Path) -> bool:
 
 def read_tiny_imagenet(roots: Sequence[Path], split: str, on_error: str = "raise") -> Dataset:
     """train/<wnid>/images/*, val/images/* with val_annotations.txt, test/images/* without labels; wnids.txt lists the
-    classes, which are numbered in the order of their wnids; words.txt names them.
+    classes, which are numbered in the order of their wnids; words.txt names them. Their ``groups`` are WordNet's
+    topics.
 
     Raises:
         UserError: no such folder, or no such split in it.
@@ -65,7 +77,13 @@ def read_tiny_imagenet(roots: Sequence[Path], split: str, on_error: str = "raise
     folder = find_tiny_imagenet(roots)
     wnids = sorted(set(_text(folder / "wnids.txt").split()))
     places = {wnid: label for label, wnid in enumerate(wnids)}
-    dataset = Dataset(name=f"tiny_imagenet_{split}", classes=_names(folder, wnids), records=[])
+    groups = [_topic(wnid) for wnid in wnids]
+    dataset = Dataset(
+        name=f"tiny_imagenet_{split}",
+        classes=_names(folder, wnids),
+        records=[],
+        groups=tuple(groups) if all(groups) else (),
+    )
     if split == "train":
         for wnid, label in places.items():
             files = _images(folder / "train" / wnid / "images")
@@ -126,6 +144,14 @@ def _names(folder: Path, wnids: Sequence[str]) -> tuple[str, ...]:
     names = [words.get(wnid, wnid) for wnid in wnids]
     count = Counter(names)
     return tuple(name if count[name] == 1 else f"{name} ({wnid})" for name, wnid in zip(names, wnids))
+
+
+def _topic(wnid: str) -> str:
+    """WordNet's topic of a noun, such as n02124075; empty where it is none of those that have pictures."""
+    if re.fullmatch(r"n\d{8}", wnid) is None:
+        return ""
+    number = int(wnid[1:])
+    return next((name for name, (first, end) in _WORDNET.items() if first <= number < end), "")
 
 
 def _text(path: Path) -> str:

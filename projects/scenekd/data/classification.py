@@ -6,6 +6,7 @@
 
 ``<name>_held`` is a tenth of the images of each class of a split, chosen by their ids, and ``<name>_fit`` the rest:
 ``cifar100_train_fit`` to train and ``cifar100_train_held`` to choose settings, without a look at the test set.
+``<name>_half1`` and ``<name>_half2`` are two halves of each class, chosen likewise: a teacher's, and a stream's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .voc_layout import default_roots
 
 HELD = 0.1  # share of each class
 
-_NAME = re.compile(r"(cifar10|cifar100|tiny_imagenet|folder)_(.+?)(?:_(fit|held))?")
+_NAME = re.compile(r"(cifar10|cifar100|tiny_imagenet|folder)_(.+?)(?:_(fit|held|half1|half2))?")
 
 logger = logging.getLogger(__name__)
 
@@ -88,5 +89,8 @@ def _choose(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
 
 def _part(dataset: Dataset, part: str) -> list[Record]:
     labels = {r.image_id: r.class_label for r in dataset.records if r.class_label is not None}
-    held = subset_of_classes(labels, 0, fraction=HELD, salt="held")
-    return [record for record in dataset.records if (record.image_id in held) == (part == "held")]
+    halves = part.startswith("half")
+    chosen = subset_of_classes(labels, 0, fraction=0.5 if halves else HELD, salt="half" if halves else "held")
+    return [
+        record for record in dataset.records if (record.image_id in chosen) == (part in ("held", "half1"))
+    ]

@@ -21,7 +21,7 @@ from .images import file_sha256
 from .label_map import ClassMap, build_class_map
 from .manifest import REBUILD, Manifest
 from .more import each_teacher, merge_stores, set_nms
-from .options import FOLDERS, KINDS, NETWORKS, cache_folder, our_classes, teacher_node
+from .options import FOLDERS, KINDS, LIVE, NETWORKS, cache_folder, our_classes, teacher_node
 from .overlap import check_teacher_overlap
 from .protocol import SAVED_TASKS, Teacher, TeacherInfo, TeacherStore
 from .sparse import SparseStore
@@ -51,6 +51,10 @@ def build_teacher(cfg: Any, task: str) -> Teacher:
     node, key, device = teacher_node(cfg, task), f"TEACHER.{task.upper()}", choose_device(cfg)
     if node.TYPE in FOLDERS:
         raise UserError(f"{key}.TYPE: {node.TYPE} holds saved outputs; there is nothing to ask or to cache")
+    if node.TYPE in LIVE:
+        raise UserError(
+            f"{key}.TYPE: {node.TYPE} is asked while a student trains; set DISTILL.TEACHER online"
+        )
     if not node.TYPE:
         raise UserError(f"{key}.TYPE: set it to one of {', '.join(NETWORKS)}")
     options: dict[str, Any] = {"classes": node.CLASSES, "trained_on": node.TRAINED_ON, "device": device}

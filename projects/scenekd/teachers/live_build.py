@@ -21,7 +21,7 @@ from .live import LiveSceneKD, LiveTeacher, LiveTorchvision, asked
 from .options import FOLDERS, our_classes, teacher_node
 from .overlap import check_overlap
 
-ONLINE = ("torchvision", "scenekd", "mmseg")
+ONLINE = ("torchvision", "timm", "scenekd", "mmseg")
 
 
 class OnlineTeacher:
@@ -34,7 +34,12 @@ class OnlineTeacher:
 
     Attributes:
         net: the network itself, whose layers feature losses name; no module of the student's.
+        classes: names of the K planes, without background. answered: numbers of those that it can give.
+        trained_on: data sets, where they are known.
     """
+
+    classes: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
 
     def __init__(
         self, teacher: LiveTeacher, place: Sequence[int], planes: int, *, amp: bool | None = False
@@ -43,11 +48,20 @@ class OnlineTeacher:
         self._place = None if list(place) == list(range(planes)) else place
         self._planes = planes
 
-    def logits(self, images: Tensor) -> Tensor:
-        """(N, K, h, w), on the teacher's own grid, or (N, C), of (N, 3, H, W) float RGB images in 0…255."""
+    @property
+    def answered(self) -> tuple[int, ...]:
+        """Numbers of the K planes that any of the teacher's stands for."""
+        return tuple(range(self._planes)) if self._place is None else tuple(sorted({*self._place} - {-1}))
+
+    def logits(self, images: Tensor, *, gradients: bool = False) -> Tensor:
+        """(N, K, h, w), on the teacher's own grid, or (N, C), of (N, 3, H, W) float RGB images in 0…255.
+
+        Args:
+            gradients: keep the graph from whatever asks for gradients in the pass; its parameters do not.
+        """
         kind = images.device.type
         precision = nullcontext() if self._amp is None else torch.autocast(kind, enabled=self._amp)
-        with asked(self._teacher, images.device), precision:
+        with asked(self._teacher, images.device), precision, torch.set_grad_enabled(gradients):
             said = self._teacher.logits(images).float()
             return said if self._place is None else join_planes(said, self._place, self._planes)
 
@@ -65,8 +79,11 @@ def join_planes(logits: Tensor, place: Sequence[int], planes: int) -> Tensor:
     return torch.stack([torch.logsumexp(logits[:, one], dim=1) if one else level for one in members], dim=1)
 
 
-def build_online(cfg: Any, task: str = "segmentation") -> OnlineTeacher:
+def build_online(cfg: Any, task: str = "segmentation", *, own_classes: bool = False) -> OnlineTeacher:
     """The teacher of ``cfg.TEACHER.<TASK>``.
+
+    Args:
+        own_classes: a classifier's answers stay in its own classes, whatever ours are.
 
     Raises:
         UserError: no teacher, one that cannot be asked online, weights that cannot be had, classes without
@@ -84,22 +101,34 @@ def build_online(cfg: Any, task: str = "segmentation") -> OnlineTeacher:
         teacher = _live(cfg, node, task)
     except UserError as error:
         raise UserError(str(error).replace("TEACHER.<TASK>", key)) from None
-    classes = (BACKGROUND, *our_classes(cfg)) if dense else our_classes(cfg)
+    classes = (BACKGROUND, *our_classes(cfg)) if dense else teacher.names if own_classes else our_classes(cfg)
     if dense:
         options = {"allow_unmapped": node.ALLOW_UNMAPPED, "key": key}
         place = dense_places(teacher.names, classes, node.CLASS_MAP, **options)
     else:
-        place = list(teacher_class_map(cfg, task, teacher.names).index)
+        same = range(len(classes))
+        place = list(same if own_classes else teacher_class_map(cfg, task, teacher.names).index)
     if not node.TRAINED_ON:  # those are checked where every teacher's are
         check_overlap(cfg, task, teacher.trained_on)
-    return OnlineTeacher(teacher, place, len(classes), amp=teacher_amp(cfg, choose_device(cfg)))
+    online = OnlineTeacher(teacher, place, len(classes), amp=teacher_amp(cfg, choose_device(cfg)))
+    online.classes, online.trained_on = classes[dense:], tuple(node.TRAINED_ON) or tuple(teacher.trained_on)
+    return online
 
 
 def _live(cfg: Any, node: Any, task: str) -> LiveTeacher:
     """A teacher by its type; frameworks are imported only here."""
     names = tuple(node.CLASSES)
-    if task == "classification" and node.TYPE != "scenekd":
-        raise UserError(f"TEACHER.<TASK>.TYPE: {node.TYPE} has no classifiers here; take scenekd")
+    classification = task == "classification"
+    if classification and node.TYPE == "mmseg" or not classification and node.TYPE == "timm":
+        wanted, others = ("classifiers", "timm, ") if classification else ("dense networks", "mmseg, ")
+        raise UserError(
+            f"TEACHER.<TASK>.TYPE: {node.TYPE} has no {wanted} here; take {others}torchvision or scenekd"
+        )
+    if classification and node.TYPE in ("torchvision", "timm"):
+        from .live_classifiers import timm_classifier, torchvision_classifier
+
+        build = timm_classifier if node.TYPE == "timm" else torchvision_classifier
+        return build(node.NAME, node.WEIGHTS, names, untold=tuple(cfg.DATASETS.CLASSES), seed=cfg.SEED)
     if node.TYPE == "torchvision":
         return LiveTorchvision(node.NAME, node.WEIGHTS, names)
     if node.TYPE == "mmseg":
@@ -107,5 +136,5 @@ def _live(cfg: Any, node: Any, task: str) -> LiveTeacher:
 
         return zoo_segmentor(node.NAME, node.WEIGHTS, names, seed=cfg.SEED)
     # Class names that neither a classifier's checkpoint nor its configuration tells are taken to be the student's.
-    untold = our_classes(cfg) if task == "classification" else ()
+    untold = our_classes(cfg) if classification else ()
     return LiveSceneKD(node.WEIGHTS, node.CONFIG, names, task=task, untold=untold)

@@ -16,7 +16,8 @@ NETWORKS = (
     "mmseg",
 )  # teachers that are asked; their outputs are cached
 FOLDERS = {"folder": (".npz",), "thesis": (".xml", ".npy")}  # teachers whose outputs are at hand
-KINDS = (*NETWORKS, *FOLDERS)
+LIVE = ("timm",)  # classifiers that are only ever asked online
+KINDS = (*NETWORKS, *LIVE, *FOLDERS)
 # Keys of a teacher's node that shape what its network says.
 SHAPING = ("TYPE", "NAME", "WEIGHTS", "CONFIG", "CLASSES", "MIN_SCORE", "MAX_BOXES", "NMS_THRESHOLD")
 

@@ -32,7 +32,7 @@ def check_overlap(cfg: Any, task: str, trained_on: Iterable[str]) -> list[str]:
     """:func:`check_teacher_overlap` of one task's teacher, which was trained on these data sets."""
     lines: list[str] = []
     for name in trained_on:
-        test, train = (_shared(cfg, name, which) for which in ("TEST", "TRAIN"))
+        test, train = (shared_images(cfg, name, which) for which in ("TEST", "TRAIN"))
         shared = f"{_count(test)} of DATASETS.TEST and {_count(train)} of DATASETS.TRAIN"
         lines.append(f"{task} teacher, trained on {name}: shares {shared}")
         if test and not cfg.DATASETS.ALLOW_OVERLAP:
@@ -64,7 +64,7 @@ def _of_one(cfg: Any, task: str) -> tuple[str, ...]:
         return ()
 
 
-def _shared(cfg: Any, name: str, which: str) -> int | None:
+def shared_images(cfg: Any, name: str, which: str) -> int | None:
     """How many images of ``DATASETS.<which>`` the data set ``name`` holds; None where that cannot be told."""
     names = tuple(cfg.DATASETS[which])
     if not names:

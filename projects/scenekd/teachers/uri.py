@@ -3,10 +3,11 @@
     detectron2://COCO-Detection/faster_rcnn_R_101_FPN_3x    a config of detectron2's model zoo, or a .yaml file
     mmseg://fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512        a config of MMSegmentation's, or a .py file
     torchvision://fcn_resnet101/COCO_WITH_VOC_LABELS_V1     a model, and (if one likes) one of its weights
+    timm://resnet50.a1_in1k                                 a model of timm, a classifier
     scenekd://runs/teacher/model_final.pth                  a checkpoint of ours
     folder://DIR, thesis://DIR                              saved outputs
 
-``?weights=FILE`` may follow any of the first three. A URI names the whole teacher: weights that it does not
+``?weights=FILE`` may follow any of the first four. A URI names the whole teacher: weights that it does not
 mention are the zoo's own, whatever stood in the node before.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Iterable
 
 from ..errors import UserError
 
-ZOOS = ("detectron2", "mmseg", "torchvision")
+ZOOS = ("detectron2", "mmseg", "torchvision", "timm")
 PATHS = ("scenekd", "folder", "thesis")  # what follows the scheme is a path: the node's WEIGHTS
 SCHEMES = (*ZOOS, *PATHS)
 _WEIGHTS = "?weights="

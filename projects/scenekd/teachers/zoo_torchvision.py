@@ -62,7 +62,7 @@ class TorchvisionDetector(NetworkTeacher):
         # The place of each of the network's labels among the classes; −1 for gaps in COCO's numbering.
         order = {c: i for i, c in enumerate(self.classes)}
         self._place = np.array([-1 if c is None else order[c] for c in names])
-        net = _build(name, weights, len(labels), seed)
+        net = build_network(name, weights, len(labels), seed)
         part = getattr(net, "roi_heads", net)
         part.score_thresh, part.detections_per_img = min_score, max_boxes or NO_LIMIT
         self._take(net, device, amp)
@@ -118,10 +118,10 @@ class TorchvisionSegmenter(NetworkTeacher):
         seed: int = 0,
     ):
         self.classes = tuple(classes) or _categories(name, weights)[1:]
-        net = _build(name, weights, len(self.classes) + 1, seed)
+        net = build_network(name, weights, len(self.classes) + 1, seed)
         self._take(net, device, amp)
         # The weights' own preparation, on their images' bytes: resizing rounds to bytes again.
-        self._prepare = _member(name, weights).transforms(resize_size=resize or None)
+        self._prepare = zoo_weights(name, weights).transforms(resize_size=resize or None)
         self._backbone, self._head = net.get_submodule("backbone"), net.get_submodule("classifier")
         self._whole = name.startswith("lraspp")  # its head takes both feature maps
         training = trained_on or _training_data(name, weights)
@@ -163,17 +163,17 @@ def build_torchvision(
 
 
 def _categories(name: str, weights: str) -> tuple[str, ...]:
-    return tuple(_member(name, weights).meta["categories"])
+    return tuple(zoo_weights(name, weights).meta["categories"])
 
 
-def _member(name: str, weights: str) -> Any:
+def zoo_weights(name: str, weights: str) -> Any:
     """torchvision's weights of that name, with or without their class before it; else its default."""
     known = models.get_model_weights(name)
     member = weights.removeprefix(f"{known.__name__}.")
     return known[member] if member in known.__members__ else known["DEFAULT"]
 
 
-def _is_zoo(name: str, weights: str) -> bool:
+def is_zoo(name: str, weights: str) -> bool:
     """Whether ``weights`` are torchvision's own.
 
     Raises:
@@ -190,11 +190,18 @@ def _is_zoo(name: str, weights: str) -> bool:
     return False
 
 
-def _build(name: str, weights: str, num_classes: int, seed: int) -> nn.Module:
-    zoo = _is_zoo(name, weights)
+def build_network(name: str, weights: str, num_classes: int, seed: int) -> nn.Module:
+    """A network of torchvision with its weights: the zoo's own, a file's, or seeded ones.
+
+    Raises:
+        UserError: they cannot be had or do not fit.
+    """
+    zoo = is_zoo(name, weights)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
+        # Classifiers have no trunk apart from themselves.
+        trunk = {} if name in models.list_models(module=models) else {"weights_backbone": None}
+        net = models.get_model(name, weights=None, num_classes=num_classes, **trunk)
     if weights == RANDOM:
         return net
     if zoo:
@@ -208,7 +215,7 @@ def _build(name: str, weights: str, num_classes: int, seed: int) -> nn.Module:
 
 
 def _download(name: str, weights: str) -> dict[str, Tensor]:
-    source = _member(name, weights)
+    source = zoo_weights(name, weights)
     file_name = source.url.rsplit("/", 1)[-1]
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     try:
@@ -222,4 +229,4 @@ def _download(name: str, weights: str) -> dict[str, Tensor]:
 
 
 def _training_data(name: str, weights: str) -> tuple[str, ...]:
-    return COCO_TRAINING if _is_zoo(name, weights) else ()
+    return COCO_TRAINING if is_zoo(name, weights) else ()

@@ -1,0 +1,303 @@
+"""Online distillation: the student learns from the teacher's answers on a stream, then answers in its place.
+
+N: samples of a batch; M: of an optimizer's step, N and the replayed; S: side of an image; C: classes; D, h, w: a
+feature map. Free of any framework: an engine calls :meth:`OnlineDistiller.process` batch by batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from fvcore.common.config import CfgNode
+from torch import Tensor
+
+from scenekd.errors import UserError
+from scenekd.losses.distill import hinton_kd
+from scenekd.optim import build_optimizer, set_lr
+from scenekd.sampling import STREAM_AUDIT, draw_rng, seed_iteration
+
+from .counts import Counts
+from .options import OnlineOptions
+from .phases import ANSWER, CALIBRATE, LEARN, Phases
+from .replay import ReplayBuffer
+from .scores import OutlierScore, build_score
+from .stream import StreamBatch
+from .students import StreamStudent
+
+FIT_BATCH = 256  # images at a time, where a score is fitted on the replay buffer
+
+
+class Network(Protocol):
+    """What a student and a teacher are asked for; images are (N, 3, S, S) float32 RGB in 0…255."""
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, D, h, w) and (N, C), the logits as they follow from the features by differentiable steps."""
+        ...
+
+
+class AskedTeacher(Network, Protocol):
+    """A teacher: frozen, its logits in the student's classes."""
+
+    def logits(self, images: Tensor) -> Tensor:
+        """(N, C) without gradients."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepView:
+    """What an extra loss sees of one optimizer step. The first N of its M samples are new, the others replayed.
+
+    Attributes:
+        images: (M, 3, S, S) float32 RGB in 0…255.
+        student_features: (M, D, h, w), student_logits: (M, C): the graph runs from the features to the logits.
+        teacher_features: (N, D', h', w'), a leaf that asks for gradients, teacher_logits: (N, C) as they follow from
+            it; of the new samples alone, for nobody keeps feature maps. Its graph must be kept where it is run through
+            (``retain_graph``): further updates of the batch see the same.
+        labels: (M,) int64, the teacher's top class of every sample.
+    """
+
+    images: Tensor
+    student_features: Tensor
+    student_logits: Tensor
+    teacher_features: Tensor
+    teacher_logits: Tensor
+    labels: Tensor
+
+    @property
+    def new(self) -> int:
+        """N."""
+        return len(self.teacher_logits)
+
+
+# From a step to named scalars with their weights in them; they are added to the loss, and reported by name.
+ExtraLoss = Callable[[StepView], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What became of a batch.
+
+    Attributes:
+        phase: in which it was processed. positions: (N,). answers: (N,) int64, the system's.
+        by_teacher: (N,) bool, whose answer it is; asked: (N,) bool, whether the teacher was asked, an audit included.
+        student, teacher: (N,) int64 answers, −1 where the teacher was not asked.
+        scores: (N,) float64, of the student as it was when it answered; NaN in LEARN.
+        losses: of the last update; empty where nothing was learnt.
+    """
+
+    phase: str
+    positions: np.ndarray
+    answers: np.ndarray
+    by_teacher: np.ndarray
+    asked: np.ndarray
+    student: np.ndarray
+    teacher: np.ndarray
+    scores: np.ndarray
+    losses: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def agreed(self) -> np.ndarray:
+        """(asked,) bool: whether student and teacher agree, of the samples of which both answered."""
+        return np.asarray((self.student == self.teacher)[self.asked])
+
+
+class OnlineDistiller:
+    """Student, teacher and the state between them.
+
+    Args:
+        student: on its device; its optimizer is made here by ``cfg.SOLVER``. teacher: of the same classes.
+        num_classes: C. score: default that of ``ONLINE.SCORE``. extra_loss: beside cross-entropy and distillation.
+
+    Attributes:
+        phases, replay, counts: see there. step: optimizer steps so far.
+
+    Raises:
+        UserError: a value of ``ONLINE`` out of its range.
+    """
+
+    def __init__(
+        self,
+        student: StreamStudent,
+        teacher: AskedTeacher,
+        num_classes: int,
+        cfg: CfgNode,
+        *,
+        score: OutlierScore | None = None,
+        extra_loss: ExtraLoss | None = None,
+    ) -> None:
+        self.options = OnlineOptions.from_config(cfg)
+        self.student, self.teacher = student, teacher
+        self.score: OutlierScore = build_score(cfg) if score is None else score
+        self.extra_loss, self._cfg = extra_loss, cfg
+        self.optimizer = build_optimizer(student, cfg)
+        self.phases = Phases(self.options, num_classes)
+        self.replay = ReplayBuffer(self.options.replay_size, cfg.SEED)
+        self.counts = Counts()
+        self.step = self._schedule_start = 0
+        self._device = next(student.parameters()).device
+
+    def process(self, batch: StreamBatch) -> Answers:
+        """Answer a batch, learn from it where that is the phase, and let the phase change after it.
+
+        Raises:
+            UserError: a loss that is not finite, or what :class:`.phases.Phases` raises.
+        """
+        phase = self.phases.phase
+        run = {LEARN: self._learn, CALIBRATE: self._calibrate, ANSWER: self._answer}[phase]
+        answers = run(batch)
+        self.counts.add(answers)
+        return answers
+
+    def _learn(self, batch: StreamBatch) -> Answers:
+        images = batch.images.to(self._device).float()
+        features, logits = self._look(images)
+        if self.extra_loss is None:
+            teacher_features, teacher_logits = None, self.teacher.logits(images)
+        else:
+            teacher_features, teacher_logits = self.teacher.features_and_logits(images)
+        said = teacher_logits.detach()
+        losses = {}
+        for _ in range(self.options.updates):
+            losses = self._update(batch, teacher_features, teacher_logits)
+        self.replay.add(batch.images.cpu(), said.float().cpu())
+        student, teacher = _top(logits), _top(said)
+        everything, nothing = np.ones(len(batch), bool), np.full(len(batch), np.nan)
+        answers = Answers(
+            LEARN, batch.positions, teacher, everything, everything, student, teacher, nothing, losses
+        )
+        self.phases.learnt(int(batch.positions[-1]), answers.agreed, teacher)
+        if self.phases.phase == CALIBRATE:
+            self._fit_score()
+        return answers
+
+    def _update(
+        self, batch: StreamBatch, teacher_features: Tensor | None, teacher_logits: Tensor
+    ) -> dict[str, float]:
+        """One step of the optimizer, on the batch and on replayed samples; the losses."""
+        options, solver = self.options, self._cfg
+        images, said = batch.images.to(self._device), teacher_logits.detach()
+        replayed = self.replay.draw(options.replay_batch, self.step)
+        if replayed is not None:
+            images = torch.cat([images, replayed[0].to(self._device)])
+            said = torch.cat([said, replayed[1].to(self._device)])
+        images, labels = images.float(), said.argmax(1)
+        seed_iteration(solver.SEED, self.step, 0)
+        set_lr(self.optimizer, solver, self.step - self._schedule_start)
+        self.student.train()
+        features, logits = self.student.features_and_logits(images)
+        losses: dict[str, Tensor] = {}
+        if options.ce_weight:
+            losses["loss_ce"] = options.ce_weight * F.cross_entropy(logits, labels)
+        if options.kd_weight:
+            kd = hinton_kd(logits, said, temperature=options.kd_temperature, alpha=1.0)
+            losses["loss_kd"] = options.kd_weight * kd
+        if self.extra_loss is not None and teacher_features is not None:
+            view = StepView(images, features, logits, teacher_features, teacher_logits, labels)
+            losses |= self.extra_loss(view)
+        total = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(total):
+            told = ", ".join(f"{name} {float(value.detach()):g}" for name, value in losses.items())
+            raise UserError(f"sample {int(batch.positions[0])}: {told}; not finite, lower SOLVER.BASE_LR")
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self.optimizer.step()
+        self.step += 1
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _calibrate(self, batch: StreamBatch) -> Answers:
+        images = batch.images.to(self._device).float()
+        features, logits = self._look(images)
+        scores = _floats(self.score(features, logits))
+        student, teacher = _top(logits), _top(self.teacher.logits(images))
+        everything = np.ones(len(batch), bool)
+        self.phases.calibrated(int(batch.positions[-1]), scores, teacher)
+        return Answers(CALIBRATE, batch.positions, teacher, everything, everything, student, teacher, scores)
+
+    def _answer(self, batch: StreamBatch) -> Answers:
+        images = batch.images.to(self._device).float()
+        features, logits = self._look(images)
+        scores = _floats(self.score(features, logits))
+        student, unfamiliar = _top(logits), self.phases.is_unfamiliar(scores)
+        draws = [draw_rng(self._cfg.SEED, int(at), STREAM_AUDIT).random() for at in batch.positions]
+        audited = ~unfamiliar & (np.array(draws) < self.options.audit_share)
+        asked = unfamiliar | audited
+        teacher = np.full(len(batch), -1)
+        if asked.any():
+            teacher[asked] = _top(self.teacher.logits(images[torch.from_numpy(asked).to(self._device)]))
+        # An audited answer has been given already: it stays the student's, so that the audit tells how good those are.
+        answers = np.where(unfamiliar, teacher, student)
+        agreed = [bool(one) for one in (student == teacher)[audited]]
+        if self.phases.answered(int(batch.positions[-1]), unfamiliar, agreed):
+            self.replay.renew()
+            self._schedule_start = self.step
+        return Answers(ANSWER, batch.positions, answers, unfamiliar, asked, student, teacher, scores)
+
+    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The student's features and logits as it stands."""
+        self.student.eval()
+        with torch.no_grad():
+            features, logits = self.student.features_and_logits(images)
+        return features, logits
+
+    def _fit_score(self) -> None:
+        """Fit a score that needs it, on the replayed samples as the student sees them now."""
+        fit = getattr(self.score, "fit", None)
+        if fit is None:
+            return
+        kept = self.replay.draw(self.replay.capacity, self.step)
+        if kept is None:
+            raise UserError(
+                "ONLINE.REPLAY_SIZE: this ONLINE.SCORE is fitted on replayed samples; set it above 0"
+            )
+        parts = [self._look(part.to(self._device).float()) for part in kept[0].split(FIT_BATCH)]
+        features, logits = (torch.cat(one) for one in zip(*parts))
+        fit(features, logits, kept[1].argmax(1).to(self._device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to go on, in tensors and plain values."""
+        fitted = getattr(self.score, "state_dict", None)
+        return {
+            "student": self.student.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "replay": self.replay.state_dict(),
+            "score": {} if fitted is None else fitted(),
+            **self.light_state_dict(),
+        }
+
+    def light_state_dict(self) -> dict[str, Any]:
+        """What changes without learning: all but weights, optimizer, replay and score."""
+        return {
+            "phases": self.phases.state_dict(),
+            "counts": self.counts.state_dict(),
+            "step": self.step,
+            "schedule_start": self._schedule_start,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with what :meth:`state_dict` gave, in a distiller of the same configuration."""
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.replay.load_state_dict(state["replay"])
+        self.phases.load_state_dict(state["phases"])
+        self.counts.load_state_dict(state["counts"])
+        self.step, self._schedule_start = int(state["step"]), int(state["schedule_start"])
+        load = getattr(self.score, "load_state_dict", None)
+        if load is not None:
+            load(state["score"])
+        elif self.phases.phase != LEARN:
+            self._fit_score()
+
+
+def _top(logits: Tensor) -> np.ndarray:
+    """(N,) int64."""
+    return np.asarray(logits.detach().argmax(1).cpu().numpy())
+
+
+def _floats(scores: Tensor) -> np.ndarray:
+    """(N,) float64."""
+    return np.asarray(scores.detach().double().cpu().numpy())

@@ -1,0 +1,71 @@
+"""What ``ONLINE`` says, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from fvcore.common.config import CfgNode
+
+from scenekd.errors import UserError
+
+_AT_LEAST_ONE = ("batch_size", "updates", "window", "windows", "calibration", "audit_window", "gate_window")
+_AT_LEAST_ZERO = ("ce_weight", "kd_weight", "replay_size", "replay_batch")
+_SHARES = ("agreement", "inlier_min_share", "audit_share", "audit_agreement", "gate_share")
+
+
+@dataclass(frozen=True)
+class OnlineOptions:
+    """The keys of ``ONLINE`` in small letters; their meaning stands beside their defaults in :mod:`.config`."""
+
+    batch_size: int
+    updates: int
+    ce_weight: float
+    kd_weight: float
+    kd_temperature: float
+    replay_size: int
+    replay_batch: int
+    agreement: float
+    window: int
+    windows: int
+    calibration: int
+    tpr: float
+    inlier_min_share: float
+    threshold: tuple[float, ...]
+    audit_share: float
+    audit_window: int
+    audit_agreement: float
+    gate_share: float
+    gate_window: int
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> OnlineOptions:
+        """From a configuration.
+
+        Raises:
+            UserError: a value out of its range.
+        """
+        node = cfg.ONLINE
+        values = {field.name: node[field.name.upper()] for field in dataclasses.fields(cls)}
+        for names, least in ((_AT_LEAST_ONE, 1), (_AT_LEAST_ZERO, 0)):
+            for name in names:
+                if not values[name] >= least:
+                    raise UserError(f"ONLINE.{name.upper()}: {values[name]} must be at least {least}")
+        for name in _SHARES:
+            if not 0 <= values[name] <= 1:
+                raise UserError(f"ONLINE.{name.upper()}: {values[name]} is no share between 0 and 1")
+        if not 0 < values["tpr"] < 1:
+            raise UserError(
+                f"ONLINE.TPR: {values['tpr']} must lie between 0 and 1: at 1 no sample is unfamiliar"
+            )
+        if not values["kd_temperature"] > 0:
+            raise UserError(f"ONLINE.KD_TEMPERATURE: {values['kd_temperature']} must be above 0")
+        if not values["ce_weight"] + values["kd_weight"]:
+            raise UserError("ONLINE: CE_WEIGHT and KD_WEIGHT are both 0; the student would learn nothing")
+        try:
+            values["threshold"] = tuple(float(value) for value in values["threshold"])
+        except (TypeError, ValueError):
+            raise UserError(f"ONLINE.THRESHOLD: {node.THRESHOLD!r} is no (value,); () fits one") from None
+        if len(values["threshold"]) > 1:
+            raise UserError(f"ONLINE.THRESHOLD: {node.THRESHOLD} holds several; give one, or () to fit one")
+        return cls(**values)

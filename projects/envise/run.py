@@ -1,0 +1,161 @@
+"""A run over a stream that can be cut at any moment: the loop that an engine drives, and its state on disk.
+
+``OUTPUT_DIR/online.pth`` holds everything and is written where something was learnt; ``online_step.pth`` holds what
+changes while the student only answers, and says which of the former it follows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fvcore.common.config import CfgNode
+
+from scenekd import checkpoint
+from scenekd.errors import UserError
+from scenekd.models import choose_device
+
+from .counts import TruthReport
+from .online import Answers, ExtraLoss, OnlineDistiller
+from .scores import OutlierScore
+from .stream import Stream, build_stream
+from .students import build_student
+from .teachers import build_stream_teacher, check_teacher_knows
+
+WHOLE, LIGHT = "online.pth", "online_step.pth"
+
+logger = logging.getLogger(__name__)
+
+
+class OnlineRun:
+    """A stream, and who learns from it.
+
+    Args:
+        folder: of the state. period: batches between two states. seed: of the stream, held against a state's.
+
+    Attributes:
+        batches: processed so far.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        distiller: OnlineDistiller,
+        folder: str | Path,
+        *,
+        period: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.stream, self.distiller, self._folder = stream, distiller, Path(folder)
+        self.report = TruthReport(stream.truth)
+        self.batches, self._period, self._seed = 0, max(1, period), seed
+        self._whole: list[int] = []
+
+    @classmethod
+    def from_config(
+        cls, cfg: CfgNode, *, score: OutlierScore | None = None, extra_loss: ExtraLoss | None = None
+    ) -> OnlineRun:
+        """From a configuration; arguments as of :class:`.online.OnlineDistiller`.
+
+        Raises:
+            UserError: no such data, teacher or student, or they do not fit.
+        """
+        stream = build_stream(cfg)
+        teacher, classes = build_stream_teacher(cfg, stream.classes)
+        check_teacher_knows(teacher.answered, stream.priors, classes)
+        student = build_student(cfg, len(classes)).to(choose_device(cfg))
+        distiller = OnlineDistiller(student, teacher, len(classes), cfg, score=score, extra_loss=extra_loss)
+        period = cfg.ONLINE.CHECKPOINT_PERIOD
+        return cls(stream, distiller, cfg.OUTPUT_DIR, period=period, seed=cfg.SEED)
+
+    def advance(self) -> Answers | None:
+        """Process the next batch and write the state; None at the end of the stream."""
+        batch = self.stream.next_batch(self.distiller.options.batch_size)
+        if batch is None:
+            return None
+        answers = self.distiller.process(batch)
+        self.report.add(answers)
+        self.batches += 1
+        if self.batches % self._period == 0:
+            self.save()
+        return answers
+
+    def save(self) -> None:
+        """Write the state: all of it where weights, replay or score may have changed since it was last written."""
+        state = {
+            "batches": self.batches,
+            "seed": self._seed,
+            "batch_size": self.distiller.options.batch_size,
+            "stream": self.stream.state_dict(),
+            "report": self.report.state_dict(),
+        }
+        place = _place(self.distiller.light_state_dict())
+        if place == self._whole:
+            state |= {"follows": place, **self.distiller.light_state_dict()}
+            checkpoint.atomic_save(state, self._folder / LIGHT)
+        else:
+            if not self._whole:  # what an earlier run has left there
+                (self._folder / LIGHT).unlink(missing_ok=True)
+            checkpoint.atomic_save(state | self.distiller.state_dict(), self._folder / WHOLE)
+            self._whole = place
+
+    def resume(self) -> bool:
+        """Go on from the state on disk; False, with a warning, where there is none.
+
+        Raises:
+            UserError: it is of another run.
+        """
+        path = self._folder / WHOLE
+        if not path.is_file():
+            logger.warning("%s: nothing to resume, starting afresh", path)
+            return False
+        state = checkpoint.read(path)
+        wanted = {
+            "SEED": ("seed", self._seed),
+            "ONLINE.BATCH_SIZE": ("batch_size", self.distiller.options.batch_size),
+        }
+        for key, (name, value) in wanted.items():
+            if state.get(name) != value:
+                raise UserError(
+                    f"{path}: written with {key} {state.get(name)}, not {value}; set that to resume"
+                )
+        later = self._light_state(state)
+        try:
+            self.distiller.load_state_dict(state | later)
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"{path}: the state of another configuration ({reason}); give another OUTPUT_DIR"
+            ) from None
+        state |= later
+        self.stream.load_state_dict(state["stream"])
+        self.report.load_state_dict(state["report"])
+        self.batches = state["batches"]
+        self._whole = _place(state)
+        return True
+
+    def _light_state(self, whole: dict[str, Any]) -> dict[str, Any]:
+        """The later light state, where it follows the whole one; a light state may be older than a whole one."""
+        path = self._folder / LIGHT
+        light = checkpoint.read(path) if path.is_file() else {}
+        fits = light.get("follows") == _place(whole) and light.get("batches", -1) > whole["batches"]
+        return light if fits and light.get("seed") == whole["seed"] else {}
+
+    def summary(self) -> dict[str, Any]:
+        """Counts by phase, changes of phase, agreement of each window; and what the labels say, where known."""
+        distiller = self.distiller
+        return {
+            "counts": distiller.counts.summary(),
+            "changes": [list(change) for change in distiller.phases.changes],
+            "agreement_windows": list(distiller.phases.windows),
+            "steps": distiller.step,
+            "unreadable": len(self.stream.unreadable),
+            "truth": self.report.summary() if self.stream.truth.is_known else {},
+        }
+
+
+def _place(state: Mapping[str, Any]) -> list[int]:
+    """Steps and changes of phase: while both stay, weights, optimizer, replay and score do."""
+    return [int(state["step"]), len(state["phases"]["changes"])]
