@@ -10,9 +10,10 @@ import pytest
 import torch
 from envise_parts import NAMES, PAIRS, ColourTeacher, build_run, colour_dataset, envise_config, finish
 
-from envise.online import StepView
 from envise.phases import ANSWER, CALIBRATE, LEARN
 from envise.run import LIGHT, WHOLE
+from envise.scores import MaxSoftmax
+from envise.step import StepView
 from envise.stream import Truth, build_stream
 from envise.teachers import StreamTeacher
 from scenekd.errors import UserError
@@ -222,32 +223,52 @@ def test_extra_loss_reaches_the_weights(tmp_path):
     assert not _same(_weights(plain), _weights(some))
 
 
+class _Centre(MaxSoftmax):
+    """Distance from the mean feature, of images that are moved by 1; ``fits``: how often it was fitted."""
+
+    needs_fit, fits = True, 0
+
+    def prepare(self, net, images):
+        assert net(images[:1]).shape == (1, len(NAMES))
+        return images + 1
+
+    def fit(self, features, logits, labels=None):
+        if len(labels) < 10:
+            raise ValueError("too few")
+        assert features.shape[0] == logits.shape[0] == labels.shape[0] == 30  # REPLAY_SIZE
+        self.fitted, self.fits = {"centre": features.mean((0, 2, 3))}, self.fits + 1
+
+    def score(self, features, logits):
+        return (features.mean((2, 3)) - self.fitted["centre"]).norm(dim=1)
+
+    def load_fitted(self, fitted):
+        self.fitted = dict(fitted)
+
+
 def test_score_that_is_fitted(tmp_path):
-    """``fit`` is called once, with the replayed samples, when learning ends; its state travels."""
-
-    class Centre:
-        """Distance from the mean feature."""
-
-        def __init__(self):
-            self.centre, self.fits = None, 0
-
-        def fit(self, features, logits, labels):
-            assert features.shape[0] == logits.shape[0] == labels.shape[0] == 30  # REPLAY_SIZE
-            self.centre, self.fits = features.mean((0, 2, 3)), self.fits + 1
-
-        def __call__(self, features, logits):
-            return (features.mean((2, 3)) - self.centre).norm(dim=1)
-
-    score = Centre()
-    cfg = envise_config()
+    """It is fitted once, on the replayed samples, when learning ends; what it learnt travels; it scores the features of
+    the images that it has moved, while the answers are of those that came."""
+    score, cfg = _Centre(), envise_config()
     run = build_run(cfg, tmp_path, score=score)
     while run.distiller.phases.phase != ANSWER:
         run.advance()
     assert score.fits == 1
-    # A score without a state of its own is fitted again, on the same samples and weights.
-    again = Centre()
+    again = _Centre()
     assert build_run(cfg, tmp_path, score=again).resume()
-    assert torch.equal(again.centre, score.centre)
+    assert torch.equal(again.fitted["centre"], score.fitted["centre"])
+    assert again.fits == 0
+    batch = run.stream.next_batch(4)
+    answers = run.distiller.process(batch)
+    with torch.no_grad():
+        images = batch.images.float()
+        moved = run.distiller.student.features_and_logits(images + 1)
+        assert answers.scores == pytest.approx(score.score(*moved).numpy())
+        assert answers.student.tolist() == run.distiller.student(images).argmax(1).tolist()
+    with pytest.raises(
+        UserError, match="ONLINE.SCORE: too few; choose another, or a larger ONLINE.REPLAY_SIZE"
+    ):
+        few = envise_config(ONLINE={"REPLAY_SIZE": 5})
+        finish(build_run(few, tmp_path / "few", score=_Centre()))
 
 
 def test_loss_that_is_not_finite(tmp_path):

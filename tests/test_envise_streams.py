@@ -12,10 +12,13 @@ from envise_parts import NAMES, PAIRS, colour_dataset, envise_config
 
 from envise.pairs import SHIPPED, read_pair
 from envise.prior import draw_plan, read_priors
+from envise.sources import object_crops
 from envise.stream import build_stream, stream_dataset
 from envise.teachers import check_teacher_knows
+from envise.write_crops import write_crops
 from scenekd.config import load_config, read_config
 from scenekd.data.catalog import load_dataset
+from scenekd.data.images import read_image
 from scenekd.errors import UserError
 
 
@@ -284,3 +287,18 @@ def test_shipped_configs_describe_streams(test_data):
     outlier = stream.truth.outlier
     assert not outlier[:30000].any()
     assert abs(outlier[30000:].mean() - 0.1) < 0.012  # four standard deviations of sqrt(.09 / 10000)
+
+
+def test_objects_as_folders(scenes, tmp_path):
+    """What a teacher is trained on: the same crops, read back by ``folder_train`` with their classes."""
+    root = {"ROOT": str(scenes), "TEST": ("voc_seg_val",), "CLASSES": SCENE_CLASSES}
+    cfg = envise_config(DATASETS=root, INPUT={"SIZE": 16})
+    crops = object_crops(load_dataset("voc_seg_val", cfg), cfg)
+    assert write_crops(cfg, tmp_path) == len(crops)
+    folders = load_dataset("folder_train", root=str(tmp_path))
+    read = {r.image_id: read_image(r) for r in folders.records}
+    for record in crops.records:
+        name = crops.classes[record.class_label]
+        assert (read[f"train_{name}_{record.image_id}"] == record.pixels).all()
+    with pytest.raises(UserError, match="is there already; delete it or choose another --root"):
+        write_crops(cfg, tmp_path)

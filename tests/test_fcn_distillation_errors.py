@@ -113,8 +113,10 @@ def test_other_sources_are_refused(file):
     cfg.MODEL.FCN_KD.NETWORK, cfg.INPUT.SIZE, cfg.DISTILL.LOSSES = "cifar_cnn5", 32, [HINTON]
     with pytest.raises(UserError, match="DISTILL.TEACHER: teachers of classification are not cached"):
         student(cfg)
-    cfg.DISTILL.TEACHER, cfg.TEACHER.CLASSIFICATION.TYPE = "online", "torchvision"
-    with pytest.raises(UserError, match="TEACHER.CLASSIFICATION.TYPE: torchvision has no classifiers here"):
+    cfg.DISTILL.TEACHER, cfg.TEACHER.CLASSIFICATION.TYPE = "online", "mmseg"
+    with pytest.raises(
+        UserError, match="TEACHER.CLASSIFICATION.TYPE: mmseg has no classifiers here; take timm, "
+    ):
         student(cfg)
 
 

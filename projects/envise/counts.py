@@ -14,7 +14,7 @@ import numpy as np
 from .phases import ANSWER, CALIBRATE, LEARN
 
 if TYPE_CHECKING:
-    from .online import Answers
+    from .step import Answers
     from .stream import Truth
 
 _NAMES = ("samples", "asked", "by_teacher", "compared", "agreed")

@@ -6,9 +6,8 @@ feature map. Free of any framework: an engine calls :meth:`OnlineDistiller.proce
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,84 +25,11 @@ from .options import OnlineOptions
 from .phases import ANSWER, CALIBRATE, LEARN, Phases
 from .replay import ReplayBuffer
 from .scores import OutlierScore, build_score
+from .step import Answers, AskedTeacher, ExtraLoss, StepView
 from .stream import StreamBatch
 from .students import StreamStudent
 
 FIT_BATCH = 256  # images at a time, where a score is fitted on the replay buffer
-
-
-class Network(Protocol):
-    """What a student and a teacher are asked for; images are (N, 3, S, S) float32 RGB in 0…255."""
-
-    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, D, h, w) and (N, C), the logits as they follow from the features by differentiable steps."""
-        ...
-
-
-class AskedTeacher(Network, Protocol):
-    """A teacher: frozen, its logits in the student's classes."""
-
-    def logits(self, images: Tensor) -> Tensor:
-        """(N, C) without gradients."""
-        ...
-
-
-@dataclass(frozen=True)
-class StepView:
-    """What an extra loss sees of one optimizer step. The first N of its M samples are new, the others replayed.
-
-    Attributes:
-        images: (M, 3, S, S) float32 RGB in 0…255.
-        student_features: (M, D, h, w), student_logits: (M, C): the graph runs from the features to the logits.
-        teacher_features: (N, D', h', w'), a leaf that asks for gradients, teacher_logits: (N, C) as they follow from
-            it; of the new samples alone, for nobody keeps feature maps. Its graph must be kept where it is run through
-            (``retain_graph``): further updates of the batch see the same.
-        labels: (M,) int64, the teacher's top class of every sample.
-    """
-
-    images: Tensor
-    student_features: Tensor
-    student_logits: Tensor
-    teacher_features: Tensor
-    teacher_logits: Tensor
-    labels: Tensor
-
-    @property
-    def new(self) -> int:
-        """N."""
-        return len(self.teacher_logits)
-
-
-# From a step to named scalars with their weights in them; they are added to the loss, and reported by name.
-ExtraLoss = Callable[[StepView], Mapping[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What became of a batch.
-
-    Attributes:
-        phase: in which it was processed. positions: (N,). answers: (N,) int64, the system's.
-        by_teacher: (N,) bool, whose answer it is; asked: (N,) bool, whether the teacher was asked, an audit included.
-        student, teacher: (N,) int64 answers, −1 where the teacher was not asked.
-        scores: (N,) float64, of the student as it was when it answered; NaN in LEARN.
-        losses: of the last update; empty where nothing was learnt.
-    """
-
-    phase: str
-    positions: np.ndarray
-    answers: np.ndarray
-    by_teacher: np.ndarray
-    asked: np.ndarray
-    student: np.ndarray
-    teacher: np.ndarray
-    scores: np.ndarray
-    losses: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def agreed(self) -> np.ndarray:
-        """(asked,) bool: whether student and teacher agree, of the samples of which both answered."""
-        return np.asarray((self.student == self.teacher)[self.asked])
 
 
 class OnlineDistiller:
@@ -212,7 +138,7 @@ class OnlineDistiller:
     def _calibrate(self, batch: StreamBatch) -> Answers:
         images = batch.images.to(self._device).float()
         features, logits = self._look(images)
-        scores = _floats(self.score(features, logits))
+        scores = self._scores(images, features, logits)
         student, teacher = _top(logits), _top(self.teacher.logits(images))
         everything = np.ones(len(batch), bool)
         self.phases.calibrated(int(batch.positions[-1]), scores, teacher)
@@ -221,7 +147,7 @@ class OnlineDistiller:
     def _answer(self, batch: StreamBatch) -> Answers:
         images = batch.images.to(self._device).float()
         features, logits = self._look(images)
-        scores = _floats(self.score(features, logits))
+        scores = self._scores(images, features, logits)
         student, unfamiliar = _top(logits), self.phases.is_unfamiliar(scores)
         draws = [draw_rng(self._cfg.SEED, int(at), STREAM_AUDIT).random() for at in batch.positions]
         audited = ~unfamiliar & (np.array(draws) < self.options.audit_share)
@@ -244,28 +170,42 @@ class OnlineDistiller:
             features, logits = self.student.features_and_logits(images)
         return features, logits
 
+    def _scores(self, images: Tensor, features: Tensor, logits: Tensor) -> np.ndarray:
+        """(N,) float64; a score that looks at moved images has the student look at those."""
+        moved = self.score.prepare(self.student, images)
+        if moved is not images:
+            features, logits = self._look(moved)
+        return np.asarray(self.score.score(features, logits).detach().double().cpu().numpy())
+
     def _fit_score(self) -> None:
         """Fit a score that needs it, on the replayed samples as the student sees them now."""
-        fit = getattr(self.score, "fit", None)
-        if fit is None:
+        if not self.score.needs_fit:
             return
         kept = self.replay.draw(self.replay.capacity, self.step)
         if kept is None:
             raise UserError(
                 "ONLINE.REPLAY_SIZE: this ONLINE.SCORE is fitted on replayed samples; set it above 0"
             )
-        parts = [self._look(part.to(self._device).float()) for part in kept[0].split(FIT_BATCH)]
+        self.student.eval()  # before it is looked at, for a score that moves the images
+        parts = []
+        for part in kept[0].split(FIT_BATCH):
+            images = part.to(self._device).float()
+            parts.append(self._look(self.score.prepare(self.student, images)))
         features, logits = (torch.cat(one) for one in zip(*parts))
-        fit(features, logits, kept[1].argmax(1).to(self._device))
+        try:
+            self.score.fit(features, logits, kept[1].argmax(1).to(self._device))
+        except ValueError as error:
+            raise UserError(
+                f"ONLINE.SCORE: {error}; choose another, or a larger ONLINE.REPLAY_SIZE"
+            ) from None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on, in tensors and plain values."""
-        fitted = getattr(self.score, "state_dict", None)
         return {
             "student": self.student.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "replay": self.replay.state_dict(),
-            "score": {} if fitted is None else fitted(),
+            "score": dict(self.score.fitted),
             **self.light_state_dict(),
         }
 
@@ -286,18 +226,9 @@ class OnlineDistiller:
         self.phases.load_state_dict(state["phases"])
         self.counts.load_state_dict(state["counts"])
         self.step, self._schedule_start = int(state["step"]), int(state["schedule_start"])
-        load = getattr(self.score, "load_state_dict", None)
-        if load is not None:
-            load(state["score"])
-        elif self.phases.phase != LEARN:
-            self._fit_score()
+        self.score.load_fitted(state["score"])
 
 
 def _top(logits: Tensor) -> np.ndarray:
     """(N,) int64."""
     return np.asarray(logits.detach().argmax(1).cpu().numpy())
-
-
-def _floats(scores: Tensor) -> np.ndarray:
-    """(N,) float64."""
-    return np.asarray(scores.detach().double().cpu().numpy())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from fvcore.common.config import CfgNode
 
@@ -46,7 +46,27 @@ class OnlineOptions:
             UserError: a value out of its range.
         """
         node = cfg.ONLINE
-        values = {field.name: node[field.name.upper()] for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {
+            "batch_size": node.BATCH_SIZE,
+            "updates": node.UPDATES,
+            "ce_weight": node.CE_WEIGHT,
+            "kd_weight": node.KD_WEIGHT,
+            "kd_temperature": node.KD_TEMPERATURE,
+            "replay_size": node.REPLAY_SIZE,
+            "replay_batch": node.REPLAY_BATCH,
+            "agreement": node.AGREEMENT,
+            "window": node.WINDOW,
+            "windows": node.WINDOWS,
+            "calibration": node.CALIBRATION,
+            "tpr": node.TPR,
+            "inlier_min_share": node.INLIER_MIN_SHARE,
+            "threshold": node.THRESHOLD,
+            "audit_share": node.AUDIT_SHARE,
+            "audit_window": node.AUDIT_WINDOW,
+            "audit_agreement": node.AUDIT_AGREEMENT,
+            "gate_share": node.GATE_SHARE,
+            "gate_window": node.GATE_WINDOW,
+        }
         for names, least in ((_AT_LEAST_ONE, 1), (_AT_LEAST_ZERO, 0)):
             for name in names:
                 if not values[name] >= least:

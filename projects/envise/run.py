@@ -18,8 +18,9 @@ from scenekd.errors import UserError
 from scenekd.models import choose_device
 
 from .counts import TruthReport
-from .online import Answers, ExtraLoss, OnlineDistiller
+from .online import OnlineDistiller
 from .scores import OutlierScore
+from .step import Answers, ExtraLoss
 from .stream import Stream, build_stream
 from .students import build_student
 from .teachers import build_stream_teacher, check_teacher_knows
