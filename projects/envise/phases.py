@@ -9,6 +9,7 @@ N: samples of a batch; C: classes.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -167,7 +168,10 @@ def fit_threshold(scores: np.ndarray, options: OnlineOptions) -> float:
     if options.threshold:
         threshold, name = options.threshold[0], "ONLINE.THRESHOLD"
     else:
-        threshold, name = float(np.quantile(scores, options.tpr, method="higher")), "ONLINE.TPR"
+        rank = math.ceil(
+            options.tpr * len(scores) - 1e-9
+        )  # .95 · 20 is 19, whatever the product is rounded to
+        threshold, name = float(np.sort(scores)[rank - 1]), "ONLINE.TPR"
     spread = f"{scores.min():.6g}…{scores.max():.6g}"
     told = f"{name}: threshold {threshold:.6g}; the {len(scores)} inlier scores lie in {spread}"
     if not (scores > threshold).any():
