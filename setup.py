@@ -66,7 +66,14 @@ setup(
     package_dir={"": "projects"},
     packages=find_packages("projects"),
     package_data={
-        "": ["*.yaml", "experiments/*.yaml", "experiments/presets/*.yaml", "pairs/*.yaml", "py.typed"]
+        "": [
+            "*.yaml",
+            "csrc/*.cpp",
+            "experiments/*.yaml",
+            "experiments/presets/*.yaml",
+            "pairs/*.yaml",
+            "py.typed",
+        ]
     },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from scenekd.errors import UserError
 
 from .config import KEY
+from .networks import build_network, network_names
 from .tap import LayerTap
 
 
@@ -60,8 +61,16 @@ def _stage(channels_in: int, channels: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())
 
 
+def _binary(name: str) -> StudentSpec:
+    def build(cfg: CfgNode, num_classes: int) -> nn.Module:
+        return build_network(name, num_classes, image_size=cfg.INPUT.SIZE, normalise=False)
+
+    return StudentSpec(build, "body")
+
+
 STUDENTS: dict[str, StudentSpec] = {
     "plain_cnn": StudentSpec(lambda cfg, classes: PlainCNN(classes), "features"),
+    **{name: _binary(name) for name in network_names()},
 }
 
 
