@@ -17,7 +17,18 @@ from scenekd.data.voc import VOC_CLASSES
 from scenekd.engines import benchmark_peers
 from scenekd.errors import UserError
 
-SUITES = ["cache", "data", "distill", "evaluation", "losses", "matching", "model", "rescore", "train"]
+SUITES = [
+    "binary",
+    "cache",
+    "data",
+    "distill",
+    "evaluation",
+    "losses",
+    "matching",
+    "model",
+    "rescore",
+    "train",
+]
 
 
 @pytest.fixture
@@ -32,6 +43,7 @@ def registered():
     importlib.import_module("kd_mtl.benchmark_train")
     importlib.import_module("fcn_kd.benchmark_distill")
     importlib.import_module("blindnet.benchmark_rescore")
+    importlib.import_module("envise.benchmark_binary")
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -10,8 +10,10 @@ import ctypes
 import functools
 import hashlib
 import logging
+import os
 import platform
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from .packed_bits import PackedConv, words_of
 
 SOURCE = Path(__file__).parents[1] / "csrc" / "packed_conv.cpp"
 LANES = 16  # filters side by side
+_STALE_SECONDS = 600  # a build lasts some seconds
 FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-Wno-psabi")
 
 _LOG = logging.getLogger(__name__)
@@ -73,8 +76,18 @@ def _build() -> ctypes.CDLL:
     if not cpp_extension.is_ninja_available():
         raise OSError("ninja is not installed: pip install ninja")
     name = f"scenekd_packed_{_fingerprint(compiler)}"
-    folder = Path(cpp_extension._get_build_directory(name, False))
-    cpp_extension.load(name, [str(SOURCE)], extra_cflags=list(FLAGS), is_python_module=False)
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / "lock"
+    if lock.exists() and time.time() - lock.stat().st_mtime > _STALE_SECONDS:
+        lock.unlink(missing_ok=True)  # of a build that was killed: every later one would wait for it
+    cpp_extension.load(
+        name,
+        [str(SOURCE)],
+        extra_cflags=list(FLAGS),
+        build_directory=str(folder),
+        is_python_module=False,
+    )
     kernels = ctypes.CDLL(str(folder / f"{name}.so"))
     number, pointer = ctypes.c_int, ctypes.c_void_p
     kernels.scenekd_pack.argtypes = [pointer, pointer, pointer, *[number] * 5]
