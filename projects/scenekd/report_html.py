@@ -20,7 +20,7 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1280px;
 h1 { font-size: 24px; } h2 { font-size: 19px; margin-top: 32px; border-bottom: 1px solid #ddd; }
 table { border-collapse: collapse; margin: 8px 0; } caption { text-align: left; color: #666; }
 td, th { padding: 3px 12px 3px 0; text-align: left; border-bottom: 1px solid #eee; vertical-align: middle; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tiles { display: flex; flex-wrap: wrap; gap: 12px; }
 .tile { border: 1px solid #ddd; border-radius: 6px; padding: 8px 16px; min-width: 110px; }
 .tile b { display: block; font-size: 26px; } .tile span { color: #666; font-size: 13px; }
