@@ -105,7 +105,7 @@ def _rows_table(rows: Sequence[Row], findings: Findings) -> Markup:
     metrics = findings.metrics_of(rows)
     known = {name for name in metrics if any(name in row.published for row in rows)}
     for name in metrics:
-        headers += [f"{name} {whose}" for whose in (("paper", "here") if name in known else ("here",))]
+        headers += [f"{name} paper", f"{name} here"] if name in known else [name.replace("_", " ")]
     cells = []
     for row in rows:
         scores = findings.scores.get(row.id, RowScores({}))
