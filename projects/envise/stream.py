@@ -73,6 +73,7 @@ class Stream:
 
     Attributes:
         position: of the next sample. unreadable: one line for each image passed over.
+        image_ids: of the batch that was given last.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Stream:
         self.samples = min(samples or source.length, source.length) if source.length else samples
         self.classes, self.truth, self.priors = classes, truth or Truth(), priors
         self.position, self.unreadable = 0, list[str]()
+        self.image_ids: tuple[str, ...] = ()
 
     def next_batch(self, size: int) -> StreamBatch | None:
         """The next ``size`` samples that can be read, fewer at the end; None after it.
@@ -120,7 +122,8 @@ class Stream:
                 )
             return None
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-        return StreamBatch(np.array(positions), tuple(names), pixels)
+        self.image_ids = tuple(names)
+        return StreamBatch(np.array(positions), self.image_ids, pixels)
 
     def _pass_over(self, why: str) -> None:
         if len(self.unreadable) >= self._max_unreadable:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scenekd.errors import UserError
+from scenekd.nets.packed import pack_network
 
 from .config import KEY
 from .networks import build_network, network_names
@@ -79,6 +81,7 @@ class StreamStudent(nn.Module):
 
     Attributes:
         network: the bare network. layer: as in :class:`StudentSpec`.
+        is_packed: whether it answers by bits, see :meth:`pack`.
     """
 
     pixel_mean: Tensor
@@ -86,21 +89,58 @@ class StreamStudent(nn.Module):
 
     def __init__(self, network: nn.Module, spec: StudentSpec) -> None:
         super().__init__()
-        self.network, self.layer = network, spec.layer
+        self.network, self.layer, self._spec = network, spec.layer, spec
+        self._packed: tuple[
+            StreamStudent, ...
+        ] = ()  # none or one; in a tuple, so that it is no part of the state
         self._tap = LayerTap(network, spec.layer)
         for name, values in (("pixel_mean", spec.mean), ("pixel_std", spec.std)):
             self.register_buffer(name, 255 * torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C) of (N, 3, S, S) float32 RGB in 0…255."""
-        logits: Tensor = self.network((images - self.pixel_mean) / self.pixel_std)
+        packed = self._answering()
+        network = self.network if packed is None else packed.network
+        logits: Tensor = network((images - self.pixel_mean) / self.pixel_std)
         return logits
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The feature map (N, D, h, w) and the logits (N, C), in one pass; gradients flow through both."""
+        packed = self._answering()
+        if packed is not None:
+            return packed.features_and_logits(images)
         with self._tap.listening() as heard:
             logits = self(images)
         return heard.output, logits
+
+    @property
+    def is_packed(self) -> bool:
+        return bool(self._packed)
+
+    def pack(self, backend: str = "auto") -> None:
+        """From now on binary units are evaluated by XNOR and popcount wherever no gradients are asked for, to the same
+        values, on the CPU; until the student is trained or given other weights.
+
+        Args:
+            backend: as of :func:`scenekd.nets.packed.pack_network`, which also tells what is raised.
+        """
+        self._packed = (StreamStudent(pack_network(self.network, backend), self._spec).eval(),)
+
+    def train(self, mode: bool = True) -> StreamStudent:
+        """As of any module; what was packed is dropped where it will no longer be true."""
+        if mode:
+            self._packed = ()
+        return super().train(mode)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module; what was packed is dropped."""
+        self._packed = ()
+        return super().load_state_dict(*args, **kwargs)
+
+    def _answering(self) -> StreamStudent | None:
+        """The packed form, where it serves."""
+        usable = self._packed and not self.training and not torch.is_grad_enabled()
+        return self._packed[0] if usable else None
 
 
 def build_student(cfg: CfgNode, num_classes: int) -> StreamStudent:
