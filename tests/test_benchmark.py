@@ -20,6 +20,7 @@ from scenekd.errors import UserError
 SUITES = [
     "binary",
     "cache",
+    "cascade",
     "data",
     "distill",
     "evaluation",
@@ -44,6 +45,7 @@ def registered():
     importlib.import_module("fcn_kd.benchmark_distill")
     importlib.import_module("blindnet.benchmark_rescore")
     importlib.import_module("envise.benchmark_binary")
+    importlib.import_module("envise.benchmark_cascade")
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -18,7 +18,7 @@ import cv2  # noqa: E402
 import torch  # noqa: E402
 
 from blindnet import benchmark_rescore  # noqa: E402, F401 - it registers
-from envise import benchmark_binary  # noqa: E402, F401 - it registers
+from envise import benchmark_binary, benchmark_cascade  # noqa: E402, F401 - they register
 from fcn_kd import benchmark_distill  # noqa: E402, F401 - it registers
 from kd_mtl import benchmark_model, benchmark_train  # noqa: E402, F401 - they register
 from scenekd.benchmark import cache, data, evaluation, losses, matching  # noqa: E402, F401 - they register

@@ -7,7 +7,6 @@ python tools/stream.py --config-file projects/envise/envise.yaml --source DIR|VI
 Shows who answered, how far student and teacher agree, how often the teacher was asked, and what is saved; one block on
 a terminal, lines elsewhere. Writes to DIR: answers.jsonl (a JSON object a sample), the state of the run, config.yaml,
 log.txt, and results.json at its end. Ctrl-C ends after the current batch; the same command goes on from there.
-With projects/envise/segmentation_stream.yaml the student segments the frames of a video.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class StreamTeacher:
             "": the last that says more than one value a channel, found when it is first wanted.
 
     Attributes:
-        classes: names of its answers. answered: numbers of those that it can give.
+        net: the network itself. classes: names of its answers. answered: numbers of those that it can give.
     """
 
     def __init__(self, teacher: OnlineTeacher, layer: str = "") -> None:
@@ -43,7 +43,7 @@ class StreamTeacher:
             layer,
             None if not layer else self._listen(teacher, layer),
         )
-        self.classes, self.answered = tuple(teacher.classes), teacher.answered
+        self.net, self.classes, self.answered = teacher.net, tuple(teacher.classes), teacher.answered
 
     @staticmethod
     def _listen(teacher: OnlineTeacher, layer: str) -> LayerTap:
