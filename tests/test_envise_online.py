@@ -12,7 +12,7 @@ from envise_parts import NAMES, PAIRS, ColourTeacher, build_run, colour_dataset,
 
 from envise.phases import ANSWER, CALIBRATE, LEARN
 from envise.run import LIGHT, WHOLE
-from envise.scores import MaxSoftmax
+from scenekd.outliers.logits import MaxSoftmax
 from envise.step import StepView
 from envise.stream import Truth, build_stream
 from envise.teachers import StreamTeacher

@@ -63,16 +63,16 @@ def test_calibration_takes_inlier_classes_alone():
 @pytest.mark.parametrize(
     ("scores", "online", "match"),
     [
-        ([0.0] * 50, {}, "ONLINE.TPR: threshold 0; .* no sample reaches it"),
+        ([0.0] * 50, {}, "ONLINE.TPR: .* is 0, which no sample exceeds"),
         (
             [0.1, 0.2],
             {"THRESHOLD": (0.5,)},
-            "ONLINE.THRESHOLD: threshold 0.5; the 2 inlier scores lie in 0.1…0.2: no",
+            "ONLINE.THRESHOLD: the outlier threshold is 0.5, which no sample exceeds .the highest is 0.2.",
         ),
         (
             [0.1, 0.2],
             {"THRESHOLD": (0.05,)},
-            "every sample exceeds it, the student would never answer; raise it",
+            "every sample exceeds 0.05, the student would never answer; raise it",
         ),
         ([], {}, "no sample of an inlier class with a finite score"),
         ([np.nan], {}, "no sample of an inlier class with a finite score"),

@@ -3,8 +3,9 @@
 from scenekd.config import register_system_defaults
 
 from .config import add_envise_config
-from .students import build_student
+from .session import open_stream
+from .students import build_model, build_student, tasks_of
 
 register_system_defaults("envise", add_envise_config)
 
-__all__ = ["add_envise_config", "build_student"]
+__all__ = ["add_envise_config", "build_model", "build_student", "open_stream", "tasks_of"]

@@ -14,6 +14,10 @@ def add_envise_config(cfg: CN) -> None:
     """Add ``cfg.MODEL.ENVISE``, ``cfg.STREAM`` and ``cfg.ONLINE``."""
     node = cfg.MODEL.ENVISE = CN()
     node.NETWORK = "plain_cnn"  # the student, a name of students.STUDENTS
+    node.SCALING = (
+        "weight"  # of binary convolutions: weight (mean|W| of each filter) | xnor (times XNOR-Net's K) | none
+    )
+    node.GRADIENT = "quadratic"  # of the sign: quadratic (2 ± 2x on [−1, 1]) | clipped (1 there)
     # Path of the module whose output is the teacher's feature map, for attention; "": its last map before pooling
     node.TEACHER_LAYER = ""
 
@@ -49,6 +53,12 @@ def add_envise_config(cfg: CN) -> None:
     node.CE_WEIGHT = 1.0  # of the cross-entropy with the teacher's top class
     node.KD_WEIGHT = 0.0  # of T² · KL to the teacher's softmax; 0: pseudo-labels alone
     node.KD_TEMPERATURE = 4.0
+    # The attention triplet loss, of the new samples
+    node.ATTENTION = CN()
+    node.ATTENTION.WEIGHT = 1.0  # 0: without it
+    node.ATTENTION.KIND = "grad_cam"  # grad_cam | activation
+    node.ATTENTION.DISTANCE = "l2_squared"  # l2 | l2_squared | cosine, of maps of length 1
+    node.ATTENTION.MARGIN = 0.5
     node.REPLAY_SIZE = (
         2000  # samples kept of all that were learnt, each with equal chance (a reservoir); 0: none
     )
@@ -63,7 +73,10 @@ def add_envise_config(cfg: CN) -> None:
     node.TPR = 0.95
     # Inlier classes are those with at least this share of the teacher's answers since learning began: no labels
     node.INLIER_MIN_SHARE = 0.005
-    node.SCORE = "max_softmax"  # a name of scores.SCORES
+    # max_softmax | max_logit | energy | odin | mahalanobis | vim | knn | attention; those of scenekd.outliers that see
+    # outliers are refused
+    node.SCORE = "max_softmax"
+    node.SCORE_OPTIONS = ()  # pairs (option, value) of that score, such as (("temperature", 2.0),) of energy
     node.THRESHOLD = ()  # (value,): this threshold in place of the fitted one
     # Then the student answers. A share of its answers is also asked of the teacher; it learns again where they agree
     # in less than AUDIT_AGREEMENT of the last AUDIT_WINDOW
@@ -73,6 +86,9 @@ def add_envise_config(cfg: CN) -> None:
     # or where more than GATE_SHARE of the last GATE_WINDOW samples looked unfamiliar; 1: never for that reason
     node.GATE_SHARE = 0.6
     node.GATE_WINDOW = 500
+    # Where labels are known: the teacher is asked at the end about what it was not asked, for its own accuracy in the
+    # report alone
+    node.JUDGE_TEACHER = True
     node.CHECKPOINT_PERIOD = (
         1  # batches between two states of the run; 1: a kill loses the current batch alone
     )

@@ -40,6 +40,10 @@ class Counts:
         """Over all phases, of ``samples``, ``asked``, ``by_teacher``, ``compared`` or ``agreed``."""
         return sum(row[name] for row in self._by_phase.values())
 
+    def total_of(self, *phases: str) -> dict[str, int]:
+        """All counts over some phases."""
+        return {name: sum(self._by_phase[phase][name] for phase in phases) for name in _NAMES}
+
     def summary(self) -> dict[str, dict[str, float]]:
         """By phase the counts, the share asked, and the agreement; shares of nothing are NaN."""
         return {

@@ -40,7 +40,7 @@ class OnlineDistiller:
         num_classes: C. score: default that of ``ONLINE.SCORE``. extra_loss: beside cross-entropy and distillation.
 
     Attributes:
-        phases, replay, counts: see there. step: optimizer steps so far.
+        phases, replay, counts: see there. step: optimizer steps so far. passes: samples in them, each time.
 
     Raises:
         UserError: a value of ``ONLINE`` out of its range.
@@ -58,13 +58,13 @@ class OnlineDistiller:
     ) -> None:
         self.options = OnlineOptions.from_config(cfg)
         self.student, self.teacher = student, teacher
-        self.score: OutlierScore = build_score(cfg) if score is None else score
+        self.score: OutlierScore = build_score(cfg, student) if score is None else score
         self.extra_loss, self._cfg = extra_loss, cfg
         self.optimizer = build_optimizer(student, cfg)
         self.phases = Phases(self.options, num_classes)
         self.replay = ReplayBuffer(self.options.replay_size, cfg.SEED)
         self.counts = Counts()
-        self.step = self._schedule_start = 0
+        self.step = self._schedule_start = self.passes = 0
         self._device = next(student.parameters()).device
 
     def process(self, batch: StreamBatch) -> Answers:
@@ -108,6 +108,8 @@ class OnlineDistiller:
         options, solver = self.options, self._cfg
         images, said = batch.images.to(self._device), teacher_logits.detach()
         replayed = self.replay.draw(options.replay_batch, self.step)
+        if len(images) == 1 and replayed is None:
+            return {}  # the variance of one sample tells nothing; the last batch of a stream may have no other
         if replayed is not None:
             images = torch.cat([images, replayed[0].to(self._device)])
             said = torch.cat([said, replayed[1].to(self._device)])
@@ -133,6 +135,7 @@ class OnlineDistiller:
         total.backward()
         self.optimizer.step()
         self.step += 1
+        self.passes += len(images)
         return {name: float(value.detach()) for name, value in losses.items()}
 
     def _calibrate(self, batch: StreamBatch) -> Answers:
@@ -215,6 +218,7 @@ class OnlineDistiller:
             "phases": self.phases.state_dict(),
             "counts": self.counts.state_dict(),
             "step": self.step,
+            "passes": self.passes,
             "schedule_start": self._schedule_start,
         }
 
@@ -226,6 +230,7 @@ class OnlineDistiller:
         self.phases.load_state_dict(state["phases"])
         self.counts.load_state_dict(state["counts"])
         self.step, self._schedule_start = int(state["step"]), int(state["schedule_start"])
+        self.passes = int(state["passes"])
         self.score.load_fitted(state["score"])
 
 

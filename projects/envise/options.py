@@ -71,6 +71,10 @@ class OnlineOptions:
             for name in names:
                 if not values[name] >= least:
                     raise UserError(f"ONLINE.{name.upper()}: {values[name]} must be at least {least}")
+        if values["batch_size"] == 1 and not (values["replay_size"] and values["replay_batch"]):
+            raise UserError(
+                "ONLINE.BATCH_SIZE: 1 without replayed samples gives no batch statistics; raise it, or REPLAY_BATCH"
+            )
         for name in _SHARES:
             if not 0 <= values[name] <= 1:
                 raise UserError(f"ONLINE.{name.upper()}: {values[name]} is no share between 0 and 1")

@@ -9,13 +9,14 @@ N: samples of a batch; C: classes.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from scenekd import outliers
 from scenekd.errors import UserError
 
 from .options import OnlineOptions
@@ -165,19 +166,20 @@ def fit_threshold(scores: np.ndarray, options: OnlineOptions) -> float:
             "ONLINE.CALIBRATION: no sample of an inlier class with a finite score; lower ONLINE.INLIER_MIN_SHARE "
             "or choose another ONLINE.SCORE"
         )
-    if options.threshold:
-        threshold, name = options.threshold[0], "ONLINE.THRESHOLD"
-    else:
-        rank = math.ceil(
-            options.tpr * len(scores) - 1e-9
-        )  # .95 · 20 is 19, whatever the product is rounded to
-        threshold, name = float(np.sort(scores)[rank - 1]), "ONLINE.TPR"
-    spread = f"{scores.min():.6g}…{scores.max():.6g}"
-    told = f"{name}: threshold {threshold:.6g}; the {len(scores)} inlier scores lie in {spread}"
-    if not (scores > threshold).any():
+    try:
+        if options.threshold:
+            name, threshold = "ONLINE.THRESHOLD", options.threshold[0]
+            outliers.check_threshold(threshold, torch.from_numpy(scores))
+        else:
+            name = "ONLINE.TPR"
+            threshold = outliers.fit_threshold(scores, tpr=options.tpr)
+    except UserError as error:
         raise UserError(
-            f"{told}: no sample reaches it; lower it, take more ONLINE.CALIBRATION or another ONLINE.SCORE"
-        )
+            f"{name}: {error}; or take more ONLINE.CALIBRATION, or another ONLINE.SCORE"
+        ) from None
     if not (scores <= threshold).any():
-        raise UserError(f"{told}: every sample exceeds it, the student would never answer; raise it")
+        raise UserError(
+            f"{name}: the {len(scores)} inlier scores lie in {scores.min():.6g}…{scores.max():.6g}; every sample "
+            f"exceeds {threshold:.6g}, the student would never answer; raise it"
+        )
     return threshold

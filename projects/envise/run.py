@@ -1,13 +1,13 @@
 """A run over a stream that can be cut at any moment: the loop that an engine drives, and its state on disk.
 
-``OUTPUT_DIR/online.pth`` holds everything and is written where something was learnt; ``online_step.pth`` holds what
+``OUTPUT_DIR/last.pth`` holds everything and is written where something was learnt; ``last_step.pth`` holds what
 changes while the student only answers, and says which of the former it follows.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,18 @@ from fvcore.common.config import CfgNode
 
 from scenekd import checkpoint
 from scenekd.errors import UserError
-from scenekd.models import choose_device
+from scenekd.models import choose_device, load_initial_weights
 
+from .attention import build_attention
 from .counts import TruthReport
 from .online import OnlineDistiller
 from .scores import OutlierScore
 from .step import Answers, ExtraLoss
-from .stream import Stream, build_stream
+from .stream import Stream, StreamBatch, build_stream
 from .students import build_student
 from .teachers import build_stream_teacher, check_teacher_knows
 
-WHOLE, LIGHT = "online.pth", "online_step.pth"
+WHOLE, LIGHT = checkpoint.LAST, "last_step.pth"
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,12 @@ class OnlineRun:
 
     Args:
         folder: of the state. period: batches between two states. seed: of the stream, held against a state's.
+        classes: names of the student's classes.
 
     Attributes:
         batches: processed so far.
+        engine: name of the framework that drives the run, kept in its state; "": none.
+        before_save: called with each batch's answers, before the state that follows them is written.
     """
 
     def __init__(
@@ -48,17 +52,20 @@ class OnlineRun:
         *,
         period: int = 1,
         seed: int = 0,
+        classes: tuple[str, ...] = (),
     ) -> None:
         self.stream, self.distiller, self._folder = stream, distiller, Path(folder)
         self.report = TruthReport(stream.truth)
         self.batches, self._period, self._seed = 0, max(1, period), seed
+        self.classes, self.engine = classes or stream.classes, ""
+        self.before_save: Callable[[Answers], None] | None = None
         self._whole: list[int] = []
 
     @classmethod
     def from_config(
         cls, cfg: CfgNode, *, score: OutlierScore | None = None, extra_loss: ExtraLoss | None = None
     ) -> OnlineRun:
-        """From a configuration; arguments as of :class:`.online.OnlineDistiller`.
+        """From a configuration; arguments as of :class:`.online.OnlineDistiller`, by default what ``ONLINE`` names.
 
         Raises:
             UserError: no such data, teacher or student, or they do not fit.
@@ -66,19 +73,35 @@ class OnlineRun:
         stream = build_stream(cfg)
         teacher, classes = build_stream_teacher(cfg, stream.classes)
         check_teacher_knows(teacher.answered, stream.priors, classes)
-        student = build_student(cfg, len(classes)).to(choose_device(cfg))
+        student = build_student(cfg, len(classes))
+        load_initial_weights(student, cfg.MODEL.WEIGHTS)
+        student.to(choose_device(cfg))
+        if extra_loss is None:
+            extra_loss = build_attention(cfg, student, teacher.head)
         distiller = OnlineDistiller(student, teacher, len(classes), cfg, score=score, extra_loss=extra_loss)
         period = cfg.ONLINE.CHECKPOINT_PERIOD
-        return cls(stream, distiller, cfg.OUTPUT_DIR, period=period, seed=cfg.SEED)
+        return cls(stream, distiller, cfg.OUTPUT_DIR, period=period, seed=cfg.SEED, classes=classes)
 
     def advance(self) -> Answers | None:
         """Process the next batch and write the state; None at the end of the stream."""
-        batch = self.stream.next_batch(self.distiller.options.batch_size)
-        if batch is None:
-            return None
+        batch = self.next_batch()
+        return None if batch is None else self.process(batch)
+
+    def next_batch(self) -> StreamBatch | None:
+        """The next batch; None at the end of the stream.
+
+        Raises:
+            UserError: see :meth:`.stream.Stream.next_batch`.
+        """
+        return self.stream.next_batch(self.distiller.options.batch_size)
+
+    def process(self, batch: StreamBatch) -> Answers:
+        """Answer a batch, learn from it where that is the phase, and write the state."""
         answers = self.distiller.process(batch)
         self.report.add(answers)
         self.batches += 1
+        if self.before_save is not None:
+            self.before_save(answers)
         if self.batches % self._period == 0:
             self.save()
         return answers
@@ -88,6 +111,7 @@ class OnlineRun:
         state = {
             "batches": self.batches,
             "seed": self._seed,
+            **({"engine": self.engine} if self.engine else {}),
             "batch_size": self.distiller.options.batch_size,
             "stream": self.stream.state_dict(),
             "report": self.report.state_dict(),

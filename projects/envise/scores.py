@@ -1,87 +1,50 @@
-"""Outlier scores: how unfamiliar a sample looks to the student.
-
-N: samples; D, h, w: the student's feature map; C: classes.
-"""
+"""The outlier score that ``ONLINE.SCORE`` names: how unfamiliar a sample looks to the student."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any
 
-import torch
 from fvcore.common.config import CfgNode
-from torch import Tensor
+from torch import nn
 
 from scenekd.errors import UserError
+from scenekd.losses.attention_maps import last_linear
+from scenekd.outliers import SCORES, OutlierScore, build_outlier_score
+
+__all__ = ["OutlierScore", "build_score", "online_scores"]
 
 
-class OutlierScore(Protocol):
-    """Higher is more unfamiliar.
-
-    Attributes:
-        needs_fit: :meth:`fit` is called once learning has ended, before anything is scored.
-        fitted: what it has learnt, tensors by name, which travel with the state of the run.
-    """
-
-    needs_fit: bool
-    fitted: dict[str, Tensor]
-
-    def prepare(self, net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """The images of which ``features`` and ``logits`` are wanted: themselves, or moved by the gradient of ``net``
-        (images → logits), which is in evaluation mode."""
-        ...
-
-    def fit(self, features: Tensor, logits: Tensor, labels: Tensor | None = None) -> None:
-        """Learn what is familiar from (N, D, h, w), (N, C) and the teacher's top classes (N,) int64.
-
-        Raises:
-            ValueError: there is too little.
-        """
-        ...
-
-    def score(self, features: Tensor, logits: Tensor) -> Tensor:
-        """(N,) float, each sample by itself."""
-        ...
-
-    def load_fitted(self, fitted: Mapping[str, Tensor]) -> None:
-        """Take up what :attr:`fitted` held."""
-        ...
+def online_scores() -> list[str]:
+    """Names of the scores that learn from inliers alone, or from nothing."""
+    return sorted(name for name, score in SCORES.items() if not score.sees_outliers)
 
 
-class MaxSoftmax:
-    """1 − the highest probability (Hendrycks & Gimpel, A baseline for detecting misclassified and out-of-distribution
-    examples, 2017); nothing is fitted."""
+def build_score(cfg: CfgNode, student: nn.Module) -> OutlierScore:
+    """The score of ``ONLINE.SCORE`` and ``SCORE_OPTIONS``.
 
-    needs_fit = False
-
-    def __init__(self) -> None:
-        self.fitted: dict[str, Tensor] = {}
-
-    def prepare(self, net: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """See :class:`OutlierScore`."""
-        return images
-
-    def fit(self, features: Tensor, logits: Tensor, labels: Tensor | None = None) -> None:
-        """See :class:`OutlierScore`."""
-
-    def score(self, features: Tensor, logits: Tensor) -> Tensor:
-        """See :class:`OutlierScore`; float64, in which sure students do not tie."""
-        return 1 - torch.softmax(logits.double(), dim=1).amax(dim=1)
-
-    def load_fitted(self, fitted: Mapping[str, Tensor]) -> None:
-        """See :class:`OutlierScore`."""
-
-
-SCORES: dict[str, Callable[[CfgNode], OutlierScore]] = {"max_softmax": lambda cfg: MaxSoftmax()}
-
-
-def build_score(cfg: CfgNode) -> OutlierScore:
-    """The score of ``ONLINE.SCORE``.
+    Args:
+        student: whose last linear layer is read when the score is fitted and asked.
 
     Raises:
-        UserError: no such score.
+        UserError: no such score or option, a value out of its range, or a score that learns from outliers: a stream
+            does not say which samples are.
     """
     name = cfg.ONLINE.SCORE
-    if name not in SCORES:
-        raise UserError(f"ONLINE.SCORE: {name!r}; choose one of {', '.join(sorted(SCORES))}")
-    return SCORES[name](cfg)
+    if name in SCORES and SCORES[name].sees_outliers:
+        raise UserError(
+            f"ONLINE.SCORE: {name} learns from outliers, which a stream does not point out; choose one of "
+            f"{', '.join(online_scores())}"
+        )
+    try:
+        return build_outlier_score(name, head=last_linear(student), **_options(cfg.ONLINE.SCORE_OPTIONS))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"ONLINE.SCORE: {error}") from None
+
+
+def _options(pairs: Any) -> dict[str, Any]:
+    options = {}
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise UserError(f"ONLINE.SCORE_OPTIONS: {pair!r} is no pair (option, value)")
+        options[pair[0]] = pair[1]
+    return options

@@ -7,7 +7,7 @@ N: samples of a batch; S: ``INPUT.SIZE``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,6 +124,22 @@ class Stream:
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
         self.image_ids = tuple(names)
         return StreamBatch(np.array(positions), self.image_ids, pixels)
+
+    def read(self, positions: Iterable[int]) -> Tensor:
+        """(N, 3, S, S) uint8 RGB of samples that have been seen; of sources whose images can be had again.
+
+        Raises:
+            BadRecordError: one cannot be read.
+        """
+        found = []
+        for position in positions:
+            image = self._source.read(int(position))
+            if image is None:
+                raise IndexError(f"the stream has no sample {position}")
+            found.append(
+                self._prepare(Sample(image=image[1], image_id=image[0]), np.random.default_rng(0)).image
+            )
+        return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
 
     def _pass_over(self, why: str) -> None:
         if len(self.unreadable) >= self._max_unreadable:

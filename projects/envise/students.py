@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from scenekd.errors import UserError
 from scenekd.nets.packed import pack_network
+from scenekd.sample import Prediction
+from scenekd.teachers.options import our_classes
 
 from .config import KEY
 from .networks import build_network, network_names
@@ -65,7 +67,12 @@ def _stage(channels_in: int, channels: int) -> nn.Sequential:
 
 def _binary(name: str) -> StudentSpec:
     def build(cfg: CfgNode, num_classes: int) -> nn.Module:
-        return build_network(name, num_classes, image_size=cfg.INPUT.SIZE, normalise=False)
+        node = cfg.MODEL.ENVISE
+        options = {"scaling": node.SCALING, "gradient": node.GRADIENT}
+        try:
+            return build_network(name, num_classes, image_size=cfg.INPUT.SIZE, normalise=False, **options)
+        except ValueError as error:
+            raise UserError(f"{KEY}: {error}") from None
 
     return StudentSpec(build, "body")
 
@@ -143,16 +150,66 @@ class StreamStudent(nn.Module):
         return self._packed[0] if usable else None
 
 
+class StreamClassifier(StreamStudent):
+    """A trained student under the library's contract for networks: ``net(images)`` gives a list of Prediction. It
+    learns from a stream, never from a batch with labels.
+
+    Attributes:
+        tasks: (``classification``,). image_size: S.
+    """
+
+    tasks = ("classification",)
+    output = "class_scores"
+
+    def __init__(self, network: nn.Module, spec: StudentSpec, image_size: int = 32) -> None:
+        super().__init__(network, spec)
+        self.image_size = image_size
+
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The logits under the name that a Prediction has for them."""
+        return {self.output: super().forward(images)}
+
+    def forward(self, images: Tensor, targets: Any = None) -> Any:
+        """One Prediction an image, with its class logits.
+
+        Raises:
+            RuntimeError: in training mode.
+        """
+        if self.training:
+            raise RuntimeError("a student of envise learns from a stream, see envise.run.OnlineRun")
+        size = (images.shape[-2], images.shape[-1])
+        return [Prediction(size=size, class_scores=one) for one in super().forward(images)]
+
+
+def build_model(cfg: CfgNode, *, pretrained: bool = True) -> StreamClassifier:
+    """What :func:`scenekd.models.build_model` calls for this system; a stream's student has no pretrained trunk.
+
+    Raises:
+        UserError: no such network.
+    """
+    spec = _find(cfg)
+    return StreamClassifier(spec.build(cfg, len(our_classes(cfg))), spec, cfg.INPUT.SIZE).eval()
+
+
+def tasks_of(cfg: CfgNode) -> tuple[str, ...]:
+    """The task of every student."""
+    return StreamClassifier.tasks
+
+
+def _find(cfg: CfgNode) -> StudentSpec:
+    name = cfg.MODEL.ENVISE.NETWORK
+    if name not in STUDENTS:
+        raise UserError(f"{KEY}.NETWORK: {name!r}; choose one of {', '.join(sorted(STUDENTS))}")
+    return STUDENTS[name]
+
+
 def build_student(cfg: CfgNode, num_classes: int) -> StreamStudent:
     """The student of ``MODEL.ENVISE.NETWORK``, freshly initialised from ``SEED``.
 
     Raises:
         UserError: no such network.
     """
-    name = cfg.MODEL.ENVISE.NETWORK
-    if name not in STUDENTS:
-        raise UserError(f"{KEY}.NETWORK: {name!r}; choose one of {', '.join(sorted(STUDENTS))}")
-    spec = STUDENTS[name]
+    spec = _find(cfg)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.SEED)
         return StreamStudent(spec.build(cfg, num_classes), spec)

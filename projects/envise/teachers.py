@@ -14,6 +14,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scenekd.errors import UserError
+from scenekd.losses.attention_maps import last_linear
 from scenekd.models import choose_device
 from scenekd.teachers.live_build import OnlineTeacher, build_online
 from scenekd.teachers.overlap import shared_images
@@ -34,7 +35,8 @@ class StreamTeacher:
             "": the last that says more than one value a channel, found when it is first wanted.
 
     Attributes:
-        net: the network itself. classes: names of its answers. answered: numbers of those that it can give.
+        net: the network itself. head: its last linear layer, None where it has none. classes: names of its answers.
+        answered: numbers of the classes that it can give.
     """
 
     def __init__(self, teacher: OnlineTeacher, layer: str = "") -> None:
@@ -43,7 +45,8 @@ class StreamTeacher:
             layer,
             None if not layer else self._listen(teacher, layer),
         )
-        self.net, self.classes, self.answered = teacher.net, tuple(teacher.classes), teacher.answered
+        self.net, self.head = teacher.net, last_linear(teacher.net)
+        self.classes, self.answered = tuple(teacher.classes), teacher.answered
 
     @staticmethod
     def _listen(teacher: OnlineTeacher, layer: str) -> LayerTap:

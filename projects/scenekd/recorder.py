@@ -49,7 +49,7 @@ class Recorder:
         experiment = self.experiment
         if not experiment.is_main:
             return
-        _drop_lines_after(self.path, experiment.start_iteration)
+        drop_lines_after(self.path, experiment.start_iteration)
         if self.path.is_file():
             # A step's resume state is written before the step is evaluated: its best may be one behind.
             for line in read_metrics(self.path):
@@ -193,7 +193,8 @@ def _seconds(folder: str | Path, names: Sequence[str]) -> float:
     return sum(mean * (now - before) for mean, before, now in zip(means, steps, steps[1:]))
 
 
-def _drop_lines_after(path: Path, iteration: int) -> None:
+def drop_lines_after(path: Path, iteration: int) -> None:
+    """Leave out of a ``metrics.json`` what lies after ``iteration``, which a run that goes on does again."""
     if not path.is_file():
         return
     kept = [line for line in read_metrics(path) if line["iteration"] <= iteration] if iteration else []

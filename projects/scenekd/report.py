@@ -112,6 +112,29 @@ def report_run(
     return _attempt("report.html", output_dir, write)
 
 
+def report_stream(cfg: CfgNode, results: Results, draw: Callable[[], Mapping[str, bytes]]) -> Path | None:
+    """The report of a run over a stream, after ``results.json`` is written; as :func:`report_run`, what fails costs
+    nothing but itself.
+
+    Args:
+        draw: caption → PNG.
+    """
+    output_dir = Path(cfg.OUTPUT_DIR)
+    path = output_dir / "metrics.json"
+    return _attempt(
+        "report.html",
+        output_dir,
+        lambda: write_report(
+            output_dir,
+            results=results,
+            cfg=cfg,
+            meta=_meta_of(output_dir),
+            lines=read_metrics(path) if path.is_file() else [],
+            figures=_attempt("pictures of the stream", output_dir, draw),
+        ),
+    )
+
+
 T = TypeVar("T")
 
 

@@ -37,6 +37,23 @@ _NAMES = {
     "top1": "top-1 accuracy",
 }
 
+# Of a run over a stream, those of its numbers that are shown large, and what they are called.
+_STREAM = {
+    "agreement": "agreement with the teacher",
+    "samples_to_convergence": "samples until the student answered",
+    "share_to_teacher": "share answered by the teacher",
+    "share_asked": "share asked of the teacher, audits included",
+    "accuracy": "accuracy of the whole system",
+    "teacher_accuracy": "accuracy of the teacher alone",
+    "student_accuracy": "accuracy of the student alone",
+    "agreement_inliers": "agreement on inliers",
+    "gie": "gain in efficiency",
+    "auroc": "AUROC of the gate",
+    "fpr95": "FPR95 of the gate",
+    "aurc": "area under risk and coverage",
+    "silhouette": "silhouette of inliers and outliers, −1…1",
+}
+
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -52,6 +69,11 @@ def headlines(results: Results) -> list[Markup]:
                 f'<div class="tile">{escape(_NAMES.get(name, name))}<b>{number(value)}</b>'
                 f"<span>{escape(note)}</span></div>"
             )
+    tiles += [
+        f'<div class="tile">{escape(text)}<b>{number(results["stream"].get(name))}</b></div>'
+        for name, text in _STREAM.items()
+        if name in results.get("stream", {})
+    ]
     if not tiles:
         return [Markup("<p>No results.</p>")]
     return [Markup(f'<div class="tiles">{"".join(tiles)}</div>')]

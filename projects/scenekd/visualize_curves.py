@@ -164,6 +164,46 @@ def gain_chart(groups: Mapping[str, Sequence[Bar]], axis_label: str) -> bytes:
     return png(figure)
 
 
+@dataclass(frozen=True)
+class Mark:
+    """A place on the horizontal axis of :func:`share_chart` at which something happens."""
+
+    at: float
+    name: str
+    colour: str
+
+
+def share_chart(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    marks: Sequence[Mark],
+    x_label: str,
+    y_label: str,
+) -> bytes:
+    """Shares in percent over something, with lines where something happens.
+
+    Args:
+        curves: name → x and y, rising x. marks: those of one name share an entry in the legend.
+    """
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    axis = figure.add_subplot()
+    for (name, (x, y)), colour in zip(curves.items(), COLOURS):
+        axis.plot(x, y, color=colour, linewidth=1.2, label=name, marker="o" if len(x) == 1 else None)
+    named = set[str]()
+    for mark in marks:
+        style = ":" if mark.colour == "black" else "--"
+        label = None if mark.name in named else mark.name
+        axis.axvline(mark.at, color=mark.colour, linestyle=style, linewidth=1.2, label=label)
+        named.add(mark.name)
+    axis.set_ylim(0, 102)
+    axis.set_xlim(left=0)
+    axis.set_xlabel(x_label, fontsize=9)
+    axis.set_ylabel(y_label, fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return png(figure)
+
+
 def _write_value(axis: Axes, bar: Bar, place: int) -> None:
     """The bar's number outside of all that is drawn of it."""
     ends = [0.0, bar.value, *bar.dots, *(bar.interval or ())]

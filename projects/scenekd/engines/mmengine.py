@@ -12,10 +12,11 @@ from torch import nn
 
 from .. import registry
 from ..config import import_systems
-from . import (  # noqa: F401 - register a metric; losses; loop, hook and metric
+from . import (  # noqa: F401 - register a metric; losses; loops, hooks and metric
     mmengine_hidden,
     mmengine_loss_maps,
     mmengine_parts,
+    mmengine_stream,
 )
 from .mmengine_annotations import SceneKDLoadAnnotations
 from .mmengine_data import SceneKDDataset

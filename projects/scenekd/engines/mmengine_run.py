@@ -6,10 +6,13 @@ import contextlib
 import io
 import logging
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from fvcore.common.config import CfgNode
 from mmengine.evaluator import BaseMetric
 from mmengine.logging import MMLogger
 from mmengine.model import BaseModel, MMDistributedDataParallel
@@ -33,7 +36,7 @@ def train(experiment: Experiment) -> dict[str, dict[str, Any]]:
     cfg = experiment.cfg
     experiment.prepare_output()
     recorder = Recorder(experiment, NAME)
-    _register_mmseg()
+    register_mmseg()
     metric = _metric(experiment) if cfg.DATASETS.TEST else None
     optim_wrapper = _optim_wrapper(experiment)
     options: dict[str, Any] = {}
@@ -43,8 +46,8 @@ def train(experiment: Experiment) -> dict[str, dict[str, Any]]:
             val_cfg={"type": "ValLoop"},
             val_evaluator=[metric],
         )
-    runner = _runner(
-        experiment,
+    runner = make_runner(
+        experiment.cfg,
         _wrap(experiment),
         train_dataloader=_loader(experiment.train_loader()),
         train_cfg={
@@ -69,10 +72,10 @@ def train(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 def evaluate(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """Evaluate the network on DATASETS.TEST."""
-    _register_mmseg()
+    register_mmseg()
     metric = _metric(experiment)
-    runner = _runner(
-        experiment,
+    runner = make_runner(
+        experiment.cfg,
         _wrap(experiment),
         test_dataloader=_loader(experiment.test_loader()),
         test_cfg={"type": "TestLoop"},
@@ -98,7 +101,7 @@ def _metric(experiment: Experiment) -> SceneKDMetric:
     framework: dict[str, BaseMetric] = {}
     # MMSegmentation scores dense labels alone; the other tasks stay with ours.
     if experiment.cfg.TEST.EVALUATOR == "framework" and "sem_seg" in metrics:
-        from mmseg.evaluation import IoUMetric  # its import prints, see _register_mmseg
+        from mmseg.evaluation import IoUMetric  # its import prints, see register_mmseg
 
         framework["sem_seg"] = IoUMetric(iou_metrics=["mIoU"])
         metrics = tuple(metric for metric in metrics if metric != "sem_seg")
@@ -130,7 +133,7 @@ def _optim_wrapper(experiment: Experiment) -> OptimWrapper:
     return wrapper
 
 
-class _QuietRunner(Runner):
+class QuietRunner(Runner):
     """A Runner whose lines go to its log file; the console is the progress bar's."""
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
@@ -141,23 +144,36 @@ class _QuietRunner(Runner):
         return logger
 
 
-def _register_mmseg() -> None:
+def register_mmseg() -> None:
     """Import MMSegmentation's modules, which its scope needs, without what they print about absent packages."""
     with contextlib.redirect_stdout(io.StringIO()):
         register_all_modules(init_default_scope=False)
 
 
-def _runner(experiment: Experiment, model: Any, **options: Any) -> Runner:
-    output = experiment.output_dir
-    return _QuietRunner(
+def make_runner(
+    cfg: CfgNode,
+    model: Any,
+    *,
+    kind: type[QuietRunner] = QuietRunner,
+    default_hooks: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Runner:
+    """A Runner of ``cfg.OUTPUT_DIR``, ``SEED`` and ``SOLVER.LOG_PERIOD``; what schedules rates and keeps state is ours.
+
+    Args:
+        model: on its device. default_hooks, options: of MMEngine's Runner, beside these.
+    """
+    output = Path(cfg.OUTPUT_DIR)
+    return kind(
         model=model,
         work_dir=str(output),
         default_scope="mmseg",
         default_hooks={
-            "logger": {"type": "LoggerHook", "interval": experiment.cfg.SOLVER.LOG_PERIOD},
+            "logger": {"type": "LoggerHook", "interval": cfg.SOLVER.LOG_PERIOD},
             "param_scheduler": None,
             "checkpoint": None,
             "sampler_seed": None,
+            **(default_hooks or {}),
         },
         visualizer={
             "type": "mmengine.Visualizer",
@@ -165,7 +181,7 @@ def _runner(experiment: Experiment, model: Any, **options: Any) -> Runner:
             "save_dir": str(output),
         },
         launcher="pytorch" if dist.is_available() and dist.is_initialized() else "none",
-        randomness={"seed": experiment.cfg.SEED},
+        randomness={"seed": cfg.SEED},
         # Runners are kept by name; several in one process need several names.
         experiment_name=f"{output.name}_{time.time_ns()}",
         cfg={"output": str(output)},

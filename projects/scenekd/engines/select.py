@@ -17,10 +17,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from .. import checkpoint
+from ..config import SYSTEMS
 from ..errors import UserError, run_cli
 from .slurm import join_slurm
 
 ENGINES = ("mmengine", "detectron2")
+_LOG_FILE = "scenekd log file"
 
 
 def choose_engine(name: str, output_dir: str | Path = "", resume: bool = False) -> str:
@@ -152,6 +154,10 @@ def setup_logging(output_dir: str | Path, rank: int) -> None:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(Path(output_dir) / "log.txt")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        for name in ("scenekd", "detectron2"):
-            logging.getLogger(name).addHandler(file)
-        logging.getLogger("detectron2").setLevel(logging.INFO)
+        file.set_name(_LOG_FILE)
+        for name in ("scenekd", "detectron2", *SYSTEMS):
+            logger = logging.getLogger(name)
+            for handler in [h for h in logger.handlers if h.get_name() == _LOG_FILE]:
+                logger.removeHandler(handler)  # of another run in this process
+            logger.addHandler(file)
+            logger.setLevel(logging.INFO)

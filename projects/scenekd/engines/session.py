@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
+from ..config import import_system
 from ..errors import UserError
 from ..experiment import Experiment
 from ..models import NO_FILE
@@ -18,14 +19,24 @@ from ..results import check_expected, describe_run, peak_memory, write_results
 from ..teachers.score_run import score_run
 from . import datasets  # noqa: F401 - the frameworks' data sets by name
 from .select import engine_module, setup_logging
+from .stream_run import train_on_stream
 
 
 def train_once(
     rank: int, local_rank: int, world_size: int, cfg: CfgNode, engine: str, resume: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Train, evaluate, write ``results.json``; returns the results."""
+    """Train, evaluate, write ``results.json``; returns the results. A system that learns from streams has no such
+    iterations over ``DATASETS.TRAIN``: see :mod:`scenekd.streaming`."""
     setup_logging(cfg.OUTPUT_DIR, rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if open_stream := getattr(import_system(cfg.SYSTEM), "open_stream", None):
+        if cfg.WANDB and rank == 0:
+            start_wandb(cfg)
+        results: dict[str, dict[str, Any]] = train_on_stream(
+            open_stream, cfg, engine, resume=resume, world_size=world_size
+        )
+        print(summary_line(results))
+        return results
     if not cfg.DATASETS.TRAIN:
         raise UserError("DATASETS.TRAIN: names no data set; give one, such as \"('voc2012_seg_train',)\"")
     experiment = Experiment(cfg, rank=rank, world_size=world_size, local_rank=local_rank, resume=resume)
@@ -119,6 +130,7 @@ _HEADLINES = {
     "classification": ("accuracy", "top5"),
     "hidden_object": ("top1", "top5", "mean_rank"),
     "multi_label": ("mAP",),
+    "stream": ("agreement", "share_to_teacher", "accuracy", "gie"),
 }
 
 

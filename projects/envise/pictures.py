@@ -1,0 +1,97 @@
+"""Pictures of a run over a stream, as PNG: agreement, the teacher's share, risk and coverage, separation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from scenekd.evaluation.separation import on_plane, plane
+from scenekd.visualize_curves import COLOURS, Mark, share_chart
+from scenekd.visualize_outliers import risk_coverage_chart, score_chart, separation_chart
+
+from .outcome import Outcome, answer_curve, feature_groups, finite_scores
+from .phases import ANSWER, CALIBRATE, LEARN
+from .run import OnlineRun
+
+_POINTS = 120  # of a curve over the stream
+_PHASE_COLOURS = {LEARN: COLOURS[0], CALIBRATE: COLOURS[4], ANSWER: COLOURS[2]}
+
+
+def stream_figures(run: OnlineRun, outcome: Outcome, score: str) -> dict[str, bytes]:
+    """Caption → PNG; a picture that has nothing to show is left out.
+
+    Args:
+        score: name of the gate's score.
+    """
+    table = outcome.table
+    figures: dict[str, bytes] = {}
+    if not len(table):
+        return figures
+    marks = _marks(run)
+    asked = table.asked
+    curves = {"both agree": (table.position[asked], (table.student == table.teacher)[asked])}
+    figures["agreement of student and teacher over the stream"] = share_chart(
+        {name: _binned(*curve) for name, curve in curves.items()},
+        marks,
+        "samples",
+        "% of those that both answered",
+    )
+    shares = {
+        "answered by the teacher": _binned(table.position, table.by_teacher),
+        "asked of the teacher": _binned(table.position, table.asked),
+    }
+    figures["share of the stream that goes to the teacher"] = share_chart(
+        shares, marks, "samples", "% of samples"
+    )
+    figures |= _doubt(run, outcome, score)
+    return figures
+
+
+def _doubt(run: OnlineRun, outcome: Outcome, score: str) -> dict[str, bytes]:
+    """Risk and coverage, the score's spread, and the separation of features."""
+    figures: dict[str, bytes] = {}
+    table, rows = outcome.table, outcome.answering
+    curve = answer_curve(outcome)
+    if curve is not None:
+        points = {}
+        if rows.any():
+            kept = rows & ~table.by_teacher
+            wrong = float((table.student != outcome.label)[kept].mean()) if kept.any() else 0.0
+            points = {score: (float(kept.sum() / rows.sum()), wrong)}
+        figures["risk and coverage of the student's answers"] = risk_coverage_chart({score: curve}, points)
+    strange = outcome.outlier & rows
+    if strange.any() and (rows & ~strange).any():
+        scores = finite_scores(table.score)
+        threshold = run.distiller.phases.threshold
+        sides = (scores[rows & ~strange], scores[strange], threshold if np.isfinite(threshold) else None)
+        figures["the score of inliers and outliers"] = score_chart({score: sides})
+    inliers, outliers = feature_groups(outcome)
+    if min(len(inliers), len(outliers)) > 1 and inliers.shape[1] > 1:
+        place = plane(np.concatenate([inliers, outliers]))
+        labels = outcome.label[outcome.feature_rows][~outcome.outlier[outcome.feature_rows]]
+        panel = (on_plane(inliers, place), labels, on_plane(outliers, place))
+        figures["inliers and outliers in the student's features"] = separation_chart(
+            {"student's features, two principal directions": panel}, run.classes
+        )
+    return figures
+
+
+def _marks(run: OnlineRun) -> list[Mark]:
+    """Where the phase, or the prior of the stream, changes."""
+    changes = [Mark(at + 1, phase, _PHASE_COLOURS[phase]) for at, phase, _ in run.distiller.phases.changes]
+    shifts = [Mark(prior.start, "the stream shifts", "black") for prior in run.stream.priors[1:]]
+    return [*changes, *shifts]
+
+
+def _binned(positions: np.ndarray, values: np.ndarray) -> tuple[Sequence[float], Sequence[float]]:
+    """Means in percent over equal parts of the stream, at the parts' middles; parts without a sample are left out."""
+    if not len(positions):
+        return [], []
+    edges = np.linspace(0, positions[-1] + 1, min(_POINTS, int(positions[-1]) + 1) + 1)
+    part = np.searchsorted(edges, positions, side="right") - 1
+    counts = np.bincount(part, minlength=len(edges) - 1)
+    sums = np.bincount(part, weights=values, minlength=len(edges) - 1)
+    full = counts > 0
+    middles = (edges[:-1] + edges[1:]) / 2
+    return middles[full].tolist(), (100 * sums[full] / counts[full]).tolist()
