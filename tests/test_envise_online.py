@@ -12,12 +12,12 @@ from envise_parts import NAMES, PAIRS, ColourTeacher, build_run, colour_dataset,
 
 from envise.phases import ANSWER, CALIBRATE, LEARN
 from envise.run import LIGHT, WHOLE
-from scenekd.outliers.logits import MaxSoftmax
 from envise.step import StepView
 from envise.stream import Truth, build_stream
 from envise.teachers import StreamTeacher
 from scenekd.errors import UserError
 from scenekd.losses.distill import hinton_kd
+from scenekd.outliers.logits import MaxSoftmax
 from scenekd.teachers.live_build import OnlineTeacher
 
 

@@ -100,6 +100,11 @@ class OnlineSession:
         """
         self.run.save()
         checkpoint.save_model(self.net, self.cfg.dump(), self._folder / checkpoint.MODEL_FINAL)
+        if not self.run.distiller.phases.changes:
+            logger.warning(
+                "the student never reached ONLINE.AGREEMENT %g; the teacher answered the whole stream",
+                self.cfg.ONLINE.AGREEMENT,
+            )
         self._outcome = judge(self.run, self._log.read(), ask_teacher=self.cfg.ONLINE.JUDGE_TEACHER)
         return {"stream": stream_results(self.run, self._outcome, self.operations)}
 
