@@ -43,6 +43,12 @@ class AnswerTable:
     def __len__(self) -> int:
         return len(self.position)
 
+    @property
+    def compared(self) -> np.ndarray:
+        """(S,) bool: both answered, for whatever reason but that the sample looked unfamiliar: all of learning and
+        calibration, and the audits. On the others they are not expected to agree."""
+        return self.asked & ~(self.by_teacher & (self.phase == ANSWER))
+
     def of(self, *phases: str) -> AnswerTable:
         """The samples of some phases."""
         chosen = np.isin(self.phase, phases)

@@ -90,7 +90,7 @@ def stream_results(
     """The numbers of ``results.json``; what cannot be told is NaN or left out, see the README."""
     table, distiller = outcome.table, run.distiller
     student, teacher = operations
-    answered, compared = table.of(ANSWER), (table.student == table.teacher)[table.asked]
+    answered, compared = table.of(ANSWER), (table.student == table.teacher)[table.compared]
     audits = answered.asked & ~answered.by_teacher
     windows, changes = distiller.phases.windows, distiller.phases.changes
     reached = [at for at, phase, _ in changes if phase == CALIBRATE]

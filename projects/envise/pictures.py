@@ -14,7 +14,8 @@ from .outcome import Outcome, answer_curve, feature_groups, finite_scores
 from .phases import ANSWER, CALIBRATE, LEARN
 from .run import OnlineRun
 
-_POINTS = 120  # of a curve over the stream
+_POINTS = 100  # of a curve over the stream, each of
+_LEAST = 20  # samples or more
 _PHASE_COLOURS = {LEARN: COLOURS[0], CALIBRATE: COLOURS[4], ANSWER: COLOURS[2]}
 
 
@@ -29,13 +30,13 @@ def stream_figures(run: OnlineRun, outcome: Outcome, score: str) -> dict[str, by
     if not len(table):
         return figures
     marks = _marks(run)
-    asked = table.asked
-    curves = {"both agree": (table.position[asked], (table.student == table.teacher)[asked])}
+    both = table.compared
+    curves = {"both agree": (table.position[both], (table.student == table.teacher)[both])}
     figures["agreement of student and teacher over the stream"] = share_chart(
         {name: _binned(*curve) for name, curve in curves.items()},
         marks,
         "samples",
-        "% of those that both answered",
+        "% of learnt, calibrated, audited",
     )
     shares = {
         "answered by the teacher": _binned(table.position, table.by_teacher),
@@ -88,7 +89,8 @@ def _binned(positions: np.ndarray, values: np.ndarray) -> tuple[Sequence[float],
     """Means in percent over equal parts of the stream, at the parts' middles; parts without a sample are left out."""
     if not len(positions):
         return [], []
-    edges = np.linspace(0, positions[-1] + 1, min(_POINTS, int(positions[-1]) + 1) + 1)
+    parts = max(1, min(_POINTS, len(positions) // _LEAST))
+    edges = np.linspace(0, positions[-1] + 1, parts + 1)
     part = np.searchsorted(edges, positions, side="right") - 1
     counts = np.bincount(part, minlength=len(edges) - 1)
     sums = np.bincount(part, weights=values, minlength=len(edges) - 1)
