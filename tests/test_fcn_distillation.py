@@ -70,7 +70,10 @@ def taught(file, theirs):
 def said_by(net: SceneKDStudent, batch: torch.Tensor) -> torch.Tensor:
     """A teacher's logits in the student's classes: seen at its own size, normalised its own way, in the other order."""
     seen = F.interpolate(batch, (TEACHER_SIZE, TEACHER_SIZE), mode="bilinear", align_corners=False)
-    own = net.network((seen - net.pixel_mean) / net.pixel_std)
+    normalised = ((seen - net.pixel_mean) / net.pixel_std).contiguous(
+        memory_format=torch.channels_last
+    )  # as asked
+    own = net.network(normalised)
     # plane 1 + ORDER[k] of the student's is plane 1 + k of the teacher's
     places = [0, *(1 + ORDER.index(k) for k in range(len(ORDER)))]
     return own[:, places]
@@ -149,7 +152,8 @@ def test_a_classifier_s_own_names_count(tmp_path):
     node.TYPE, node.WEIGHTS = "scenekd", str(tmp_path / "named.pth")
     net = student(cfg)
     with torch.no_grad():
-        own = teacher.network((images(32) - teacher.pixel_mean) / teacher.pixel_std)
+        normalised = (images(32) - teacher.pixel_mean) / teacher.pixel_std
+        own = teacher.network(normalised.contiguous(memory_format=torch.channels_last))  # as it is asked
     torch.testing.assert_close(net.distiller.teacher.logits(images(32)), own.flip(1))
     assert not torch.allclose(teacher.pixel_mean, net.pixel_mean)
     # An image without a class learns from the teacher: KL of both, cross-entropy of the first alone.
