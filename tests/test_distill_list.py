@@ -102,6 +102,23 @@ def test_alpha_zero_is_plain_training_to_the_bit():
     assert all(torch.equal(weights[0][name], value) for name, value in weights[1].items())
 
 
+def test_a_loss_of_maps_is_no_finer_than_the_labels():
+    """A saved teacher is as large as its image, 16 x 16 here; labels on the student's grid, 8 x 8, set the size."""
+    student, teacher = networks()
+    losses = build([{"TYPE": "cwd", "TEMPERATURE": 2.0}], student, teacher)
+    generator = torch.Generator().manual_seed(5)
+    logits, said = (
+        torch.randn(2, 3, 8, 8, generator=generator),
+        torch.randn(2, 3, 16, 16, generator=generator),
+    )
+    labels = torch.randint(0, 3, (2, 8, 8), generator=generator)
+    got = losses(logits, said, labels, iteration=0)["loss_cwd"]
+    halved = (
+        said.unflatten(2, (8, 2)).unflatten(4, (8, 2)).mean((3, 5))
+    )  # bilinear halving is the mean of 2 x 2
+    torch.testing.assert_close(got, channel_wise_kd(logits, halved, temperature=2.0))
+
+
 def test_each_loss_of_a_list_is_its_function_times_its_weight():
     """On maps of the sizes that the module's text tells: here the student's stride is twice the teacher's."""
     student, teacher = networks(stride=4)

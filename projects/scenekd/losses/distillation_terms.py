@@ -71,7 +71,7 @@ def feature_pair(student: Tensor, teacher: Tensor, batch: Batch) -> Pair:
 
 
 def logit_pair(entry: Entry, batch: Batch) -> Pair:
-    """Logits: at the size of the labels for the losses of pixels, else at the teacher's.
+    """Logits: at the size of the labels for the losses of pixels, else at the teacher's where that is smaller.
 
     Raises:
         UserError: the teacher's are missing, or they are of whole images and the loss is of maps.
@@ -86,8 +86,10 @@ def logit_pair(entry: Entry, batch: Batch) -> Pair:
             f"{entry.where}: compares maps, and the logits are of whole images; take hinton, dkd or dist"
         )
     else:
-        size = tuple(teacher.shape[2:])
-        student, labels = resized(student, size), resized_labels(labels, size)
+        # A teacher's saved output is as large as its image: the loss of maps must not cost that much more.
+        height, width = (min(sides) for sides in zip(teacher.shape[2:], labels.shape[1:], strict=True))
+        size = (height, width)
+        student, teacher, labels = resized(student, size), resized(teacher, size), resized_labels(labels, size)
         shown = None if shown is None else resized_labels(shown, size)
     if shown is not None:
         labels = labels.masked_fill(~shown, batch.ignore_index)
