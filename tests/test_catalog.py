@@ -94,6 +94,28 @@ def test_labels_are_kept_on_a_share_of_the_training_images_only(tmp_path: Path) 
     assert all(record.has_sem_seg and record.has_boxes for record in test.records)
 
 
+def test_images_without_labels_of_the_named_tasks_are_left_out(tmp_path: Path) -> None:
+    """Masks stay on 4 of 20 images, boxes on 10: 4, 10, and those that have either."""
+    make_voc(tmp_path, count=20)
+    shares = {"ROOT": str(tmp_path), "KEEP_SEM_SEG": 0.2, "KEEP_BOXES": 0.5}
+    every = load_datasets(("voc_seg_train",), bare_config(**shares), train=True).records
+    for tasks, has in (
+        (("segmentation",), lambda record: record.has_sem_seg),
+        (("detection",), lambda record: record.has_boxes),
+        (("segmentation", "detection"), lambda record: record.has_sem_seg or record.has_boxes),
+    ):
+        cfg = bare_config(**shares, REQUIRE_LABELS=tasks)
+        found = load_datasets(("voc_seg_train",), cfg, train=True)
+        assert found.image_ids == [record.image_id for record in every if has(record)]
+        assert len(load_datasets(("voc_seg_train",), cfg, train=False)) == 20
+    for tasks, words in (
+        (("masks",), "'masks' is no task"),
+        (("classification",), "none of the 20 training"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_datasets(("voc_seg_train",), bare_config(**shares, REQUIRE_LABELS=tasks), train=True)
+
+
 def test_a_share_out_of_range_names_the_key(tmp_path: Path) -> None:
     make_voc(tmp_path)
     with pytest.raises(UserError, match="DATASETS.KEEP_BOXES: 2.0"):

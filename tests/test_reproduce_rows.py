@@ -129,7 +129,15 @@ def test_equal_settings_are_one_run(runs):
 def test_rows_of_a_preset_have_one_budget(runs):
     """No row may change steps, batch, rate, network or test set: the comparison would not be paired. A preset may give
     the questions about masks and about boxes a network of one task each."""
-    free = ("DATASETS.TRAIN", "DATASETS.KEEP_", "DISTILL.", "TEACHER.", "INPUT.ZOOM_OUT_", "SOLVER.ASYNC")
+    free = (
+        "DATASETS.TRAIN",
+        "DATASETS.KEEP_",
+        "DATASETS.REQUIRE_LABELS",
+        "DISTILL.",
+        "TEACHER.",
+        "INPUT.ZOOM_OUT_",
+        "SOLVER.ASYNC",
+    )
     bases = {"masks": "qs.gt@80", "boxes": "qd.gt@80", "": "4.1a"}
     budgets = {role: dict(flatten_keys(_config(runs, name))) for role, name in bases.items()}
     for row in TABLE.rows:

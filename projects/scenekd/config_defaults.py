@@ -26,6 +26,7 @@ def own_defaults() -> CN:
     data.KEEP_CLASS_LABELS = 1.0  # share of the training images of each class that keep their class label
     data.IMAGES_PER_CLASS = 0  # classification: take so many training images of each class; 0: all
     data.KEEP_SEED = 0
+    data.REQUIRE_LABELS = ()  # tasks; training images with labels of none of them are left out, () none
     data.MAX_IMAGES = 0  # take only the first images of each split; 0: all
     data.ALLOW_OVERLAP = False  # let a training image stand in the test set, or in a teacher's training set
 

@@ -110,10 +110,11 @@ def load_datasets(names: Sequence[str], cfg: Any, *, train: bool) -> Dataset:
 
     ``DATASETS.MAX_IMAGES`` cuts each of them. With ``train``, ``IMAGES_PER_CLASS`` takes so many images of each
     class, and the ``KEEP_…`` shares leave labels only on a part of the images that have them: the same ids in every
-    run with the same KEEP_SEED.
+    run with the same KEEP_SEED. Then ``REQUIRE_LABELS`` leaves out the images without labels of any of its tasks.
 
     Raises:
-        UserError: see :func:`load_dataset`; no names; different classes; one id for two different images.
+        UserError: see :func:`load_dataset`; no names; different classes; one id for two different images;
+            ``REQUIRE_LABELS`` names no task, or no image is left.
     """
     if not names:
         raise UserError(
@@ -137,7 +138,7 @@ def load_datasets(names: Sequence[str], cfg: Any, *, train: bool) -> Dataset:
                 )
     records = list(merged.values())
     if train:
-        records = _keep_labels(_keep_images(records, node), node)
+        records = _with_labels(_keep_labels(_keep_images(records, node), node), node)
     return Dataset(
         name="+".join(names),
         classes=parts[0].classes,
@@ -154,6 +155,13 @@ _KEEP = {
     "KEEP_SEM_SEG": "has_sem_seg",
     "KEEP_INSTANCE_MASKS": "has_instance_masks",
     "KEEP_CLASS_LABELS": "has_class_label",
+}
+
+_LABELS = {
+    "detection": "has_boxes",
+    "segmentation": "has_sem_seg",
+    "instance_segmentation": "has_instance_masks",
+    "classification": "has_class_label",
 }
 
 
@@ -194,6 +202,23 @@ def _keep_labels(records: list[Record], node: Any) -> list[Record]:
         if record.image_id not in keep["KEEP_CLASS_LABELS"]:
             changes["class_label"] = None
         kept.append(dataclasses.replace(record, **changes))
+    return kept
+
+
+def _with_labels(records: list[Record], node: Any) -> list[Record]:
+    """Those from which ``REQUIRE_LABELS`` can learn without a teacher; all of them where it is empty."""
+    tasks = tuple(node.REQUIRE_LABELS)
+    unknown = [task for task in tasks if task not in _LABELS]
+    if unknown:
+        raise UserError(f"DATASETS.REQUIRE_LABELS: {unknown[0]!r} is no task; use {', '.join(_LABELS)}")
+    kept = [record for record in records if not tasks or any(getattr(record, _LABELS[t]) for t in tasks)]
+    if tasks and not kept:
+        raise UserError(
+            f"DATASETS.REQUIRE_LABELS: none of the {len(records)} training images has labels of "
+            f"{' or '.join(tasks)}; add labelled images, or take the key out"
+        )
+    if len(kept) < len(records):
+        logger.info("%d of %d training images are used: the others have no labels", len(kept), len(records))
     return kept
 
 
