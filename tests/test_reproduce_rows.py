@@ -240,3 +240,19 @@ def test_faulty_presets(tmp_path, monkeypatch):
         smoke.overlays(["x"])
     with pytest.raises(UserError, match="no validation split"):
         smoke.overlays(["dense"], validation=True)
+
+
+def test_a_series_without_such_a_point_is_not_compared_with(tmp_path):
+    """a has 1 and 2, b has 1 alone; a series that does not exist is still refused."""
+    text = """groups: {g: ""}
+rows:
+- {id: b, title: "", group: g, file: f.yaml, vary: KEY, points: [{x: 1}]}
+- {id: a, title: "", group: g, file: f.yaml, compared: ["NAME@{x}"], vary: KEY, points: [{x: 1}, {x: 2}]}
+"""
+    path = tmp_path / "rows.yaml"
+    path.write_text(text.replace("NAME", "b"))
+    table = read_table(path)
+    assert [table.row(name).compared for name in ("a@1", "a@2")] == [("b@1",), ()]
+    path.write_text(text.replace("NAME", "c"))
+    with pytest.raises(UserError, match="row a@1: no row 'c@1'"):
+        read_table(path)

@@ -89,7 +89,11 @@ def logit_pair(entry: Entry, batch: Batch) -> Pair:
         # A teacher's saved output is as large as its image: the loss of maps must not cost that much more.
         height, width = (min(sides) for sides in zip(teacher.shape[2:], labels.shape[1:], strict=True))
         size = (height, width)
-        student, teacher, labels = resized(student, size), resized(teacher, size), resized_labels(labels, size)
+        student, teacher, labels = (
+            resized(student, size),
+            resized(teacher, size),
+            resized_labels(labels, size),
+        )
         shown = None if shown is None else resized_labels(shown, size)
     if shown is not None:
         labels = labels.masked_fill(~shown, batch.ignore_index)

@@ -15,11 +15,12 @@ see :mod:`.filters`); ``same_time`` (see :mod:`.same_time`).
 Keys of ``set``, ``vary`` and a sweep's grid reach into lists by number (``DISTILL.LOSSES.0.WEIGHT``); ``KEY *``
 multiplies what file and preset say.
 Of several: their ids are ``<id>@<x>``, their points ``{x, value (x by default), <metric>: published}``, and ``{x}``
-stands for x in ``title``, ``compared`` and ``headroom``.
+stands for x in ``title``, ``compared`` and ``headroom``; of a series that has no such x, these two leave it out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -169,7 +170,7 @@ def read_table(path: Path) -> Table:
     """
     content = read_yaml(path)
     try:
-        rows = [row for entry in content["rows"] for row in _rows(entry, path)]
+        rows = _known_points([row for entry in content["rows"] for row in _rows(entry, path)])
         table = Table(
             path,
             dict(content["groups"]),
@@ -203,6 +204,16 @@ def _rows(entry: Mapping[str, Any], path: Path) -> list[Row]:
     if "vary" not in entry:
         return [_row(entry, name, path)]
     return [_row(entry, name, path, point) for point in entry["points"]]
+
+
+def _known_points(rows: list[Row]) -> list[Row]:
+    """Without references to points that a series, which exists, does not have: not every series has every x."""
+    names, series = {row.id for row in rows}, {row.series for row in rows}
+
+    def known(references: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name for name in references if name in names or name.partition("@")[0] not in series)
+
+    return [dataclasses.replace(r, compared=known(r.compared), headroom=known(r.headroom)) for r in rows]
 
 
 def _row(entry: Mapping[str, Any], series: str, path: Path, point: Mapping[str, Any] | None = None) -> Row:
