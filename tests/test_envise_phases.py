@@ -8,8 +8,9 @@ import torch
 from envise_parts import envise_config
 
 from envise.options import OnlineOptions
-from envise.phases import ANSWER, CALIBRATE, LEARN, Phases, fit_threshold
+from envise.phases import ANSWER, CALIBRATE, LEARN, Phases
 from envise.replay import ReplayBuffer
+from envise.scores import gate_threshold
 from scenekd.errors import UserError
 
 
@@ -43,7 +44,7 @@ def test_threshold_of_inliers():
     the product .95 · 20 need not be 19 in floating point; .91 need 18.2, so 19."""
     scores = np.arange(20.0, 0.0, -1.0)
     for tpr, expected in ((0.9, 18), (0.95, 19), (0.91, 19)):
-        assert fit_threshold(scores, _phases(TPR=tpr)._options) == expected
+        assert gate_threshold(scores, _phases(TPR=tpr)._options) == expected
 
 
 def test_calibration_takes_inlier_classes_alone():
@@ -80,12 +81,12 @@ def test_calibration_takes_inlier_classes_alone():
 )
 def test_thresholds_that_are_refused(scores, online, match):
     with pytest.raises(UserError, match=match) as caught:
-        fit_threshold(np.array(scores), _phases(**online)._options)
+        gate_threshold(np.array(scores), _phases(**online)._options)
     assert "\n" not in str(caught.value)
 
 
 def test_given_threshold():
-    assert fit_threshold(np.array([0.1, 0.2]), _phases(THRESHOLD=(0.15,))._options) == 0.15
+    assert gate_threshold(np.array([0.1, 0.2]), _phases(THRESHOLD=(0.15,))._options) == 0.15
 
 
 def test_drift():

@@ -89,6 +89,12 @@ def add_envise_config(cfg: CN) -> None:
     # Where labels are known: the teacher is asked at the end about what it was not asked, for its own accuracy in the
     # report alone
     node.JUDGE_TEACHER = True
+    # Measured after the run, with the final student; neither changes anything that the run learns or answers.
+    # Names of outlier scores, of ONLINE.SCORE's list or of those that see outliers (classifier_discrepancy |
+    # leave_out_ensemble): each as the gate of the samples answered since the last calibration
+    node.COMPARE_SCORES = ()
+    # Where teacher and student look, against the objects' masks where the data have some, and against each other
+    node.COMPARE_ATTENTION = False
     node.CHECKPOINT_PERIOD = (
         1  # batches between two states of the run; 1: a kill loses the current batch alone
     )

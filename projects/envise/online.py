@@ -24,12 +24,10 @@ from .counts import Counts
 from .options import OnlineOptions
 from .phases import ANSWER, CALIBRATE, LEARN, Phases
 from .replay import ReplayBuffer
-from .scores import OutlierScore, build_score
+from .scores import OutlierScore, build_score, fit_score, look, scores_of
 from .step import Answers, AskedTeacher, ExtraLoss, StepView
 from .stream import StreamBatch
 from .students import StreamStudent
-
-FIT_BATCH = 256  # images at a time, where a score is fitted on the replay buffer
 
 
 class OnlineDistiller:
@@ -67,6 +65,11 @@ class OnlineDistiller:
         self.step = self._schedule_start = self.passes = 0
         self._device = next(student.parameters()).device
 
+    @property
+    def replayed(self) -> tuple[Tensor, Tensor] | None:
+        """All images that are replayed now, and the teacher's logits; None where there are none."""
+        return self.replay.draw(self.replay.capacity, self.step)
+
     def process(self, batch: StreamBatch) -> Answers:
         """Answer a batch, learn from it where that is the phase, and let the phase change after it.
 
@@ -81,7 +84,7 @@ class OnlineDistiller:
 
     def _learn(self, batch: StreamBatch) -> Answers:
         images = batch.images.to(self._device).float()
-        features, logits = self._look(images)
+        _, logits = look(self.student, images)
         if self.extra_loss is None:
             teacher_features, teacher_logits = None, self.teacher.logits(images)
         else:
@@ -98,7 +101,7 @@ class OnlineDistiller:
         )
         self.phases.learnt(int(batch.positions[-1]), answers.agreed, teacher)
         if self.phases.phase == CALIBRATE:
-            self._fit_score()
+            fit_score(self.score, self.student, self.replayed)
         return answers
 
     def _update(
@@ -140,8 +143,8 @@ class OnlineDistiller:
 
     def _calibrate(self, batch: StreamBatch) -> Answers:
         images = batch.images.to(self._device).float()
-        features, logits = self._look(images)
-        scores = self._scores(images, features, logits)
+        seen = look(self.student, images)
+        scores, logits = scores_of(self.score, self.student, images, seen), seen[1]
         student, teacher = _top(logits), _top(self.teacher.logits(images))
         everything = np.ones(len(batch), bool)
         self.phases.calibrated(int(batch.positions[-1]), scores, teacher)
@@ -149,8 +152,8 @@ class OnlineDistiller:
 
     def _answer(self, batch: StreamBatch) -> Answers:
         images = batch.images.to(self._device).float()
-        features, logits = self._look(images)
-        scores = self._scores(images, features, logits)
+        seen = look(self.student, images)
+        scores, logits = scores_of(self.score, self.student, images, seen), seen[1]
         student, unfamiliar = _top(logits), self.phases.is_unfamiliar(scores)
         draws = [draw_rng(self._cfg.SEED, int(at), STREAM_AUDIT).random() for at in batch.positions]
         audited = ~unfamiliar & (np.array(draws) < self.options.audit_share)
@@ -165,42 +168,6 @@ class OnlineDistiller:
             self.replay.renew()
             self._schedule_start = self.step
         return Answers(ANSWER, batch.positions, answers, unfamiliar, asked, student, teacher, scores)
-
-    def _look(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The student's features and logits as it stands."""
-        self.student.eval()
-        with torch.no_grad():
-            features, logits = self.student.features_and_logits(images)
-        return features, logits
-
-    def _scores(self, images: Tensor, features: Tensor, logits: Tensor) -> np.ndarray:
-        """(N,) float64; a score that looks at moved images has the student look at those."""
-        moved = self.score.prepare(self.student, images)
-        if moved is not images:
-            features, logits = self._look(moved)
-        return np.asarray(self.score.score(features, logits).detach().double().cpu().numpy())
-
-    def _fit_score(self) -> None:
-        """Fit a score that needs it, on the replayed samples as the student sees them now."""
-        if not self.score.needs_fit:
-            return
-        kept = self.replay.draw(self.replay.capacity, self.step)
-        if kept is None:
-            raise UserError(
-                "ONLINE.REPLAY_SIZE: this ONLINE.SCORE is fitted on replayed samples; set it above 0"
-            )
-        self.student.eval()  # before it is looked at, for a score that moves the images
-        parts = []
-        for part in kept[0].split(FIT_BATCH):
-            images = part.to(self._device).float()
-            parts.append(self._look(self.score.prepare(self.student, images)))
-        features, logits = (torch.cat(one) for one in zip(*parts))
-        try:
-            self.score.fit(features, logits, kept[1].argmax(1).to(self._device))
-        except ValueError as error:
-            raise UserError(
-                f"ONLINE.SCORE: {error}; choose another, or a larger ONLINE.REPLAY_SIZE"
-            ) from None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on, in tensors and plain values."""

@@ -7,11 +7,12 @@ S: samples of the log; F: of these, those whose features are looked at; D: chann
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from scenekd.evaluation.efficiency import TrainingCost, cascade_accuracy, cascade_gain, gain_in_efficiency
 from scenekd.evaluation.ood import outlier_metrics
@@ -22,6 +23,7 @@ from scenekd.flops import Operations
 from .answer_log import AnswerTable
 from .phases import ANSWER, CALIBRATE, LEARN
 from .run import OnlineRun
+from .scores import look
 
 FEATURE_SAMPLES = 1000  # looked at for the separation, evenly chosen
 _AT_ONCE = 256
@@ -62,26 +64,35 @@ def judge(run: OnlineRun, table: AnswerTable, *, ask_teacher: bool) -> Outcome:
         label, outlier = truth.labels[table.position], truth.outlier[table.position]
     teacher = table.teacher.copy()
     found = Outcome(table, label, outlier, teacher, np.empty((0, 0)), np.empty(0, np.int64))
-    device = next(run.distiller.student.parameters()).device
-    rows = np.flatnonzero(found.answering & (teacher < 0)) if ask_teacher else np.empty(0, np.int64)
-    for part in np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE)):
-        if len(part):
-            images = run.stream.read(table.position[part]).to(device).float()
-            teacher[part] = run.distiller.teacher.logits(images).argmax(1).cpu().numpy()
-    rows = np.flatnonzero(found.answering)
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), FEATURE_SAMPLES)).astype(int))]
+    if ask_teacher:
+        rows = np.flatnonzero(found.answering & (teacher < 0))
+        teacher[rows] = ask_about(run, table.position[rows])
+    rows = evenly(np.flatnonzero(found.answering), FEATURE_SAMPLES)
     if len(rows):
-        found.features, found.feature_rows = _features(run, table.position[rows], device), rows
+        maps = (look(run.distiller.student, images)[0] for images in images_of(run, table.position[rows]))
+        features = [one.double().mean((2, 3)).cpu().numpy() for one in maps]
+        found.features, found.feature_rows = np.concatenate(features), rows
     return found
 
 
-def _features(run: OnlineRun, positions: np.ndarray, device: torch.device) -> np.ndarray:
-    student, parts = run.distiller.student.eval(), []
-    for part in np.split(positions, range(_AT_ONCE, len(positions), _AT_ONCE)):
-        with torch.no_grad():
-            maps, _ = student.features_and_logits(run.stream.read(part).to(device).float())
-        parts.append(maps.double().mean((2, 3)).cpu().numpy())
-    return np.concatenate(parts)
+def ask_about(run: OnlineRun, positions: np.ndarray) -> np.ndarray:
+    """(N,) int64, what the teacher says of samples, for the report alone."""
+    said = [
+        run.distiller.teacher.logits(images).argmax(1).cpu().numpy() for images in images_of(run, positions)
+    ]
+    return np.concatenate(said) if said else np.empty(0, np.int64)
+
+
+def images_of(run: OnlineRun, positions: np.ndarray, at_once: int = _AT_ONCE) -> Iterator[Tensor]:
+    """(n, 3, S, S) float32 images of samples that have been seen, on the student's device, so many at once."""
+    device = next(run.distiller.student.parameters()).device
+    for start in range(0, len(positions), at_once):
+        yield run.stream.read(positions[start : start + at_once]).to(device).float()
+
+
+def evenly(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, evenly chosen, with the first and the last of them."""
+    return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(int))]
 
 
 def stream_results(

@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from scenekd import outliers
 from scenekd.errors import UserError
 
 from .options import OnlineOptions
+from .scores import gate_threshold
 
 LEARN, CALIBRATE, ANSWER = "learn", "calibrate", "answer"
 
@@ -94,7 +93,7 @@ class Phases:
         if len(self._scores) < self._options.calibration:
             return
         inlier = self.inlier_classes()[np.array(self._score_labels)]
-        self.threshold = fit_threshold(np.array(self._scores)[inlier], self._options)
+        self.threshold = gate_threshold(np.array(self._scores)[inlier], self._options)
         self._change(position, ANSWER, f"threshold {self.threshold:.6g} of {int(inlier.sum())} inliers")
         self._scores, self._score_labels = [], []
 
@@ -152,34 +151,3 @@ class Phases:
         self._scores, self._score_labels = list(state["scores"]), list(state["score_labels"])
         self._audits.extend(state["audits"])
         self._gates.extend(state["gates"])
-
-
-def fit_threshold(scores: np.ndarray, options: OnlineOptions) -> float:
-    """The lowest of the (N,) inlier scores that at least ``TPR`` of them do not exceed; or the given ``THRESHOLD``.
-
-    Raises:
-        UserError: nothing to fit on, or the gate would never or always open.
-    """
-    scores = scores[np.isfinite(scores)]
-    if not len(scores):
-        raise UserError(
-            "ONLINE.CALIBRATION: no sample of an inlier class with a finite score; lower ONLINE.INLIER_MIN_SHARE "
-            "or choose another ONLINE.SCORE"
-        )
-    try:
-        if options.threshold:
-            name, threshold = "ONLINE.THRESHOLD", options.threshold[0]
-            outliers.check_threshold(threshold, torch.from_numpy(scores))
-        else:
-            name = "ONLINE.TPR"
-            threshold = outliers.fit_threshold(scores, tpr=options.tpr)
-    except UserError as error:
-        raise UserError(
-            f"{name}: {error}; or take more ONLINE.CALIBRATION, or another ONLINE.SCORE"
-        ) from None
-    if not (scores <= threshold).any():
-        raise UserError(
-            f"{name}: the {len(scores)} inlier scores lie in {scores.min():.6g}…{scores.max():.6g}; every sample "
-            f"exceeds {threshold:.6g}, the student would never answer; raise it"
-        )
-    return threshold

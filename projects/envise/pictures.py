@@ -6,24 +6,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scenekd.evaluation.separation import on_plane, plane
 from scenekd.visualize_curves import COLOURS, Mark, share_chart
-from scenekd.visualize_outliers import risk_coverage_chart, score_chart, separation_chart
+from scenekd.visualize_outliers import risk_coverage_chart, score_chart
 
-from .outcome import Outcome, answer_curve, feature_groups, finite_scores
+from .outcome import Outcome, answer_curve, finite_scores
 from .phases import ANSWER, CALIBRATE, LEARN
 from .run import OnlineRun
+from .views import AttentionSamples, attention_of_runs, separation_of_runs, separation_view
 
 _POINTS = 100  # of a curve over the stream, each of
 _LEAST = 20  # samples or more
 _PHASE_COLOURS = {LEARN: COLOURS[0], CALIBRATE: COLOURS[4], ANSWER: COLOURS[2]}
 
 
-def stream_figures(run: OnlineRun, outcome: Outcome, score: str) -> dict[str, bytes]:
+def stream_figures(
+    run: OnlineRun, outcome: Outcome, score: str, attention: AttentionSamples | None = None
+) -> dict[str, bytes]:
     """Caption → PNG; a picture that has nothing to show is left out.
 
     Args:
-        score: name of the gate's score.
+        score: name of the gate's score. attention: to be shown.
     """
     table = outcome.table
     figures: dict[str, bytes] = {}
@@ -46,6 +48,9 @@ def stream_figures(run: OnlineRun, outcome: Outcome, score: str) -> dict[str, by
         shares, marks, "samples", "% of samples"
     )
     figures |= _doubt(run, outcome, score)
+    if attention is not None:
+        caption = "where teacher and student look for the teacher's answer"
+        figures[caption] = attention_of_runs({"student": attention})
     return figures
 
 
@@ -67,14 +72,10 @@ def _doubt(run: OnlineRun, outcome: Outcome, score: str) -> dict[str, bytes]:
         threshold = run.distiller.phases.threshold
         sides = (scores[rows & ~strange], scores[strange], threshold if np.isfinite(threshold) else None)
         figures["the score of inliers and outliers"] = score_chart({score: sides})
-    inliers, outliers = feature_groups(outcome)
-    if min(len(inliers), len(outliers)) > 1 and inliers.shape[1] > 1:
-        place = plane(np.concatenate([inliers, outliers]))
-        labels = outcome.label[outcome.feature_rows][~outcome.outlier[outcome.feature_rows]]
-        panel = (on_plane(inliers, place), labels, on_plane(outliers, place))
-        figures["inliers and outliers in the student's features"] = separation_chart(
-            {"student's features, two principal directions": panel}, run.classes
-        )
+    view = separation_view(outcome, run.classes)
+    if view is not None:
+        shown = {"student's features, two principal directions": view}
+        figures["inliers and outliers in the student's features"] = separation_of_runs(shown)
     return figures
 
 

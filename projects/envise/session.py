@@ -22,13 +22,17 @@ from scenekd.files import write_text
 from scenekd.flops import Operations, count_operations
 from scenekd.recorder import drop_lines_after
 
-from .answer_log import AnswerLog
+from .answer_log import AnswerLog, AnswerTable
+from .compare import compare_scores
+from .focus import attention_results, attention_samples
 from .outcome import Outcome, judge, stream_results
 from .phases import ANSWER
 from .pictures import stream_figures
 from .run import OnlineRun
+from .scores import build_compared
 from .step import Answers
 from .stream import StreamBatch
+from .views import ATTENTION, SEPARATION, AttentionSamples, save_view, separation_view
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +61,8 @@ class OnlineSession:
         self._bar: tqdm[Any] | None = None
         self._changes = len(run.distiller.phases.changes)
         self._outcome: Outcome | None = None
+        self._compared = build_compared(cfg, self.net)
+        self._attention: AttentionSamples | None = None
 
     def begin(self) -> None:
         """Write ``config.yaml``; drop what a run that goes on writes again; open the progress bar."""
@@ -93,7 +99,7 @@ class OnlineSession:
             self._bar.close()
 
     def complete(self) -> dict[str, dict[str, Any]]:
-        """Write the last state and ``model_final.pth``; the results.
+        """Write the last state, ``model_final.pth`` and what pictures of several runs are drawn from; the results.
 
         Where ``ONLINE.JUDGE_TEACHER`` says so, the teacher is asked here about what it was not asked in the run, for
         the report alone.
@@ -106,13 +112,31 @@ class OnlineSession:
                 self.cfg.ONLINE.AGREEMENT,
             )
         self._outcome = judge(self.run, self._log.read(), ask_teacher=self.cfg.ONLINE.JUDGE_TEACHER)
-        return {"stream": stream_results(self.run, self._outcome, self.operations)}
+        results = {"stream": stream_results(self.run, self._outcome, self.operations)}
+        view = separation_view(self._outcome, self.run.classes)
+        if view is not None:
+            save_view(self._folder / SEPARATION, view)
+        if self._compared:
+            compared = compare_scores(self.run, self._outcome, self.operations, self._compared)
+            results |= {"outlier_scores": compared} if compared else {}
+        return results | self._look_at_attention(self._outcome.table)
+
+    def _look_at_attention(self, table: AnswerTable) -> dict[str, dict[str, Any]]:
+        """The section of ``ONLINE.COMPARE_ATTENTION``; what it shows is written, too."""
+        if not self.cfg.ONLINE.COMPARE_ATTENTION:
+            return {}
+        kind = self.cfg.ONLINE.ATTENTION.KIND
+        found = attention_results(self.run, table, kind)
+        self._attention = attention_samples(self.run, table, kind)
+        if self._attention is not None:
+            save_view(self._folder / ATTENTION, self._attention)
+        return {"attention": found} if found else {}
 
     def figures(self) -> Mapping[str, bytes]:
         """Caption → PNG, of a completed run."""
         if self._outcome is None:
             raise RuntimeError("the pictures are those of a completed run")
-        return stream_figures(self.run, self._outcome, self.cfg.ONLINE.SCORE)
+        return stream_figures(self.run, self._outcome, self.cfg.ONLINE.SCORE, self._attention)
 
 
 class _Lines:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from fvcore.common.config import CfgNode
 
 from scenekd.data.images import image_files, read_image
 from scenekd.data.records import Dataset, Record
-from scenekd.data.transforms import build_transforms
+from scenekd.data.transforms import Compose, build_transforms
 from scenekd.errors import UserError
 from scenekd.sample import Sample
 
@@ -110,6 +111,35 @@ def open_source(source: str) -> Source:
     return RecordSource([Record(file.name, str(file)) for file in files])
 
 
+@dataclass(frozen=True)
+class CropMask:
+    """Makes the mask of a crop's object, (1, H, W) uint8 as in :mod:`scenekd.data.instance_masks`, when it is asked.
+
+    Args:
+        dataset, record, number: whose box it was. window: (x1, y1, x2, y2) pixels that were cut out. prepare: what
+            brought them to the network's input size.
+
+    Raises:
+        BadRecordError: when called: the masks cannot be read.
+    """
+
+    dataset: Dataset
+    record: Record
+    number: int
+    window: tuple[int, int, int, int]
+    prepare: Compose
+
+    def __call__(self, size: tuple[int, int]) -> np.ndarray:
+        x1, y1, x2, y2 = self.window
+        whole = self.dataset.read_instance_masks(self.record)[self.number]
+        cut = np.ascontiguousarray(whole[y1:y2, x1:x2])
+        blank = Sample(image=np.zeros((*cut.shape, 3), np.uint8), image_id=self.record.image_id, sem_seg=cut)
+        mask = self.prepare(blank, np.random.default_rng(0)).sem_seg
+        if mask is None or mask.shape != tuple(size):
+            raise ValueError(f"a crop's mask is at the network's input size, not {tuple(size)}")
+        return mask[None]
+
+
 def object_crops(dataset: Dataset, cfg: CfgNode) -> Dataset:
     """One record an object: its box, wider by ``STREAM.CROP_MARGIN`` of its longer side on each side as far as the
     image goes, at the network's input size, with the box's class. Difficult and small objects are left out.
@@ -136,7 +166,13 @@ def object_crops(dataset: Dataset, cfg: CfgNode) -> Dataset:
             pixels = prepare(cut, np.random.default_rng(0)).image
             name = f"{record.image_id}_{number}"
             size = {"height": pixels.shape[0], "width": pixels.shape[1]}
-            crops.append(Record(name, record.file_name, **size, class_label=int(label), pixels=pixels))
+            crop = Record(name, record.file_name, **size, class_label=int(label), pixels=pixels)
+            if record.has_instance_masks:
+                scale = np.array([pixels.shape[1] / (x2 - x1), pixels.shape[0] / (y2 - y1)] * 2)
+                crop.boxes = ((box - [x1, y1, x1, y1]) * scale).astype(np.float32)[None]
+                crop.labels = np.array([label], np.int64)
+                crop.object_masks = CropMask(dataset, record, number, (x1, y1, x2, y2), prepare)
+            crops.append(crop)
     if not crops:
         raise UserError(
             f"STREAM.OBJECT_CROPS: {dataset.name} has no object of {least:g} pixels or more; lower CROP_MIN_SIDE, or "

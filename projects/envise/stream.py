@@ -23,7 +23,7 @@ from scenekd.errors import BadRecordError, UserError
 from scenekd.sample import Sample
 
 from .prior import Prior, draw_plan, read_priors
-from .sources import RecordSource, Source, object_crops, open_source
+from .sources import CropMask, RecordSource, Source, object_crops, open_source
 
 logger = logging.getLogger(__name__)
 
@@ -52,14 +52,30 @@ class Truth:
     Attributes:
         labels: (S,) int64 by position, −1 where unknown; empty where nothing is known.
         outlier: (S,) bool by position, whether the class was an outlier of the pair at that time; empty likewise.
+        records: (S,) int64 by position, which of the data's images is shown; empty likewise. data: these, or None.
     """
 
     labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     outlier: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    records: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    data: Dataset | None = None
 
     @property
     def is_known(self) -> bool:
         return bool(len(self.labels))
+
+    def mask(self, position: int) -> np.ndarray | None:
+        """The mask of the object that a sample was cut out for, (S, S) uint8 at the network's input size: 1 on the
+        object, 0 elsewhere, 255 where that is not known; None where nothing of it is.
+
+        Raises:
+            BadRecordError: it cannot be read.
+        """
+        record = None if self.data is None else self.data.records[int(self.records[position])]
+        if self.data is None or record is None or not isinstance(record.object_masks, CropMask):
+            return None
+        mask = self.data.read_instance_masks(record)[0]
+        return mask if (mask == 1).any() else None
 
 
 class Stream:
@@ -73,6 +89,7 @@ class Stream:
 
     Attributes:
         position: of the next sample. unreadable: one line for each image passed over.
+        can_reread: whether samples that have been seen can be had again; not the frames of a video or camera.
         image_ids: of the batch that was given last.
     """
 
@@ -91,6 +108,7 @@ class Stream:
         self.samples = min(samples or source.length, source.length) if source.length else samples
         self.classes, self.truth, self.priors = classes, truth or Truth(), priors
         self.position, self.unreadable = 0, list[str]()
+        self.can_reread = isinstance(source, RecordSource)
         self.image_ids: tuple[str, ...] = ()
 
     def next_batch(self, size: int) -> StreamBatch | None:
@@ -205,7 +223,7 @@ def build_stream(cfg: CfgNode, dataset: Dataset | None = None) -> Stream:
     source = RecordSource(dataset.records, plan)
     described: dict[str, Any] = {
         "classes": dataset.classes,
-        "truth": Truth(labels, outlier),
+        "truth": Truth(labels, outlier, plan, dataset),
         "priors": tuple(priors),
     }
     return Stream(source, prepare, **options, **described)
