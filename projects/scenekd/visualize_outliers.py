@@ -23,10 +23,12 @@ def separation_chart(
         panels: title → (N, 2) inliers, their (N,) labels or None, (M, 2) outliers. classes: names by label.
     """
     figure, axes = _row(len(panels), 4.6, 4.0)
+    every = [np.unique(labels) for _, labels, _ in panels.values() if labels is not None]
+    present = np.unique(np.concatenate(every)) if every else np.zeros(1, np.int64)
     for axis, (title, (inliers, labels, outliers)) in zip(axes, panels.items()):
-        groups = np.zeros(len(inliers), np.int64) if labels is None else labels
-        present = np.unique(groups)
-        for i, label in enumerate(present):
+        groups = np.full(len(inliers), present[0]) if labels is None else labels
+        # The classes of all plots, so that each has one colour
+        for i, label in enumerate(present[:1] if labels is None else present):
             name = classes[label] if len(present) <= _NAMED_CLASSES and label < len(classes) else None
             if labels is None or (name is None and i == 0):
                 name = "inliers"
