@@ -35,6 +35,7 @@ from scenekd.data.catalog import load_dataset
 from scenekd.engines.session import train_once
 from scenekd.errors import UserError
 from scenekd.evaluation.ood import outlier_metrics
+from scenekd.visualize_attention import attention_panel
 
 pytestmark = pytest.mark.usefixtures("plain_dumps")
 
@@ -322,6 +323,8 @@ def test_views_of_several_runs(config, tmp_path):
     assert view.points[:, 0].var() >= view.points[:, 1].var()
     pictures = attention_of_runs(maps), attention_of_runs({"one": one}), separation_of_runs(planes)
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
+    with pytest.raises(ValueError, match="as many maps, masks and names as images, 8"):
+        attention_panel(one.images, {"teacher": one.teacher}, one.masks[:3])
     with pytest.raises(ValueError, match="no sample in common"):
         elsewhere = type(one)(**vars(one) | {"positions": one.positions + 1})
         attention_of_runs({"one": one, "elsewhere": elsewhere})
