@@ -23,6 +23,7 @@ from envise.live_tasks import live_overrides
 from envise.live_view import BlockView, LineView
 from envise.online import OnlineDistiller
 from envise.phases import ANSWER, LEARN
+from envise.saved import WHOLE
 from scenekd.errors import UserError
 
 BINARY = {"DEVICE": "cpu", "ENVISE": {"NETWORK": "bireal_resnet20"}}
@@ -135,7 +136,7 @@ def test_interrupt(tmp_path, frames, stream, capsys, monkeypatch):
 def test_weights(tmp_path, frames, stream):
     """A student of an earlier stream begins where that ended: its first answers agree with the teacher's."""
     assert stream(frames, output="first") == 0
-    assert stream(frames, "--weights", tmp_path / "first" / run_module.WHOLE, "--max-samples", 10) == 0
+    assert stream(frames, "--weights", tmp_path / "first" / WHOLE, "--max-samples", 10) == 0
     rows = _rows(tmp_path / "out")
     assert sum(row["student"] == row["teacher"] for row in rows) >= 9
 

@@ -11,7 +11,7 @@ import torch
 from envise_parts import NAMES, PAIRS, ColourTeacher, build_run, colour_dataset, envise_config, finish
 
 from envise.phases import ANSWER, CALIBRATE, LEARN
-from envise.run import LIGHT, WHOLE
+from envise.saved import LIGHT, WHOLE
 from envise.step import StepView
 from envise.stream import Truth, build_stream
 from envise.teachers import StreamTeacher

@@ -21,6 +21,28 @@ def add_envise_config(cfg: CN) -> None:
     # Path of the module whose output is the teacher's feature map, for attention; "": its last map before pooling
     node.TEACHER_LAYER = ""
 
+    # A video is segmented (tools/stream.py alone): the student learns frames from TEACHER.SEGMENTATION, as JITNet does
+    node = cfg.MODEL.ENVISE.SEGMENTATION = CN()
+    # Its configuration, of fcn_kd or kd_mtl: network, classes, INPUT, MODEL.WEIGHTS where the one above is "". A YAML
+    # file, or a checkpoint that holds one; "": classes of whole images are learnt, and nothing below counts
+    node.CONFIG = ""
+    # At each key frame the teacher is asked, and the student takes steps on that frame while their masks' mean IoU is
+    # below THRESHOLD, MAX_UPDATES at most. Then the stride to the next key frame doubles where the IoU is good enough
+    # by now, else halves, within its bounds
+    node.THRESHOLD = 0.8
+    node.MAX_UPDATES = 8
+    node.MIN_STRIDE = 8
+    node.MAX_STRIDE = 64
+    node.BACKGROUND = (
+        False  # whether background is one of the classes of that mean, where the teacher names others
+    )
+    node.OBJECT_WEIGHT = 5.0  # in the loss, of pixels where the teacher sees an object; background's have 1
+    # Of batch norms: kept (those of the start, no dropout, one pass serves answer and update) | frame (each update's)
+    node.STATISTICS = "kept"
+    node.PICTURES = (
+        "none"  # of all frames: none | masks (segmentation/, indices as PNG) | overlay (overlay/, JPEG)
+    )
+
     # What is looked at, sample by sample. Positions count the samples of the stream from 0.
     node = cfg.STREAM = CN()
     # "": the images of DATASETS.TRAIN; else a folder of images, a video file, or camera:N (OpenCV's number)

@@ -36,6 +36,11 @@ class Status:
     details: tuple[tuple[str, str], ...]
 
 
+def share(part: int, whole: int) -> str:
+    """A share in words; a dash where there is nothing to share."""
+    return f"{100 * part / whole:.1f} %" if whole else "–"
+
+
 class LiveTask(Protocol):
     """What is run over a stream."""
 

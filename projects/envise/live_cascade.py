@@ -20,9 +20,10 @@ from scenekd.evaluation.efficiency import Gain, TrainingCost, cascade_gain
 from scenekd.flops import Operations, count_flops, count_operations
 from scenekd.nets.packed_native import library
 
-from .live import Status
+from .live import Status, share
 from .phases import ANSWER, CALIBRATE, LEARN
-from .run import WHOLE, OnlineRun
+from .run import OnlineRun
+from .saved import WHOLE
 from .step import Answers, AskedTeacher
 from .students import StreamStudent
 
@@ -210,8 +211,3 @@ def _gain_text(gain: Gain | None) -> str:
         return "not yet"
     paid = f"training is paid back by {gain.break_even:.0f} samples" if gain.saved > 0 else "nothing is saved"
     return f"{gain.gie:.3f} since the student answers, {paid}"
-
-
-def share(part: int, whole: int) -> str:
-    """A share in words; a dash where there is nothing to share."""
-    return f"{100 * part / whole:.1f} %" if whole else "–"

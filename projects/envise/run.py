@@ -1,8 +1,4 @@
-"""A run over a stream that can be cut at any moment: the loop that an engine drives, and its state on disk.
-
-``OUTPUT_DIR/last.pth`` holds everything and is written where something was learnt; ``last_step.pth`` holds what
-changes while the student only answers, and says which of the former it follows.
-"""
+"""A run over a stream that can be cut at any moment: the loop that an engine drives, and its state on disk."""
 
 from __future__ import annotations
 
@@ -13,20 +9,18 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from scenekd import checkpoint
 from scenekd.errors import UserError
 from scenekd.models import choose_device, load_initial_weights
 
 from .attention import build_attention
 from .counts import TruthReport
 from .online import OnlineDistiller
+from .saved import StateFiles
 from .scores import OutlierScore
 from .step import Answers, ExtraLoss
 from .stream import Stream, StreamBatch, build_stream
 from .students import build_student
 from .teachers import build_stream_teacher, check_teacher_knows
-
-WHOLE, LIGHT = checkpoint.LAST, "last_step.pth"
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +48,12 @@ class OnlineRun:
         seed: int = 0,
         classes: tuple[str, ...] = (),
     ) -> None:
-        self.stream, self.distiller, self._folder = stream, distiller, Path(folder)
+        self.stream, self.distiller = stream, distiller
+        self._files = StateFiles(folder, _place)
         self.report = TruthReport(stream.truth)
         self.batches, self._period, self._seed = 0, max(1, period), seed
         self.classes, self.engine = classes or stream.classes, ""
         self.before_save: Callable[[Answers], None] | None = None
-        self._whole: list[int] = []
 
     @classmethod
     def from_config(
@@ -115,16 +109,9 @@ class OnlineRun:
             "batch_size": self.distiller.options.batch_size,
             "stream": self.stream.state_dict(),
             "report": self.report.state_dict(),
+            **self.distiller.light_state_dict(),
         }
-        place = _place(self.distiller.light_state_dict())
-        if place == self._whole:
-            state |= {"follows": place, **self.distiller.light_state_dict()}
-            checkpoint.atomic_save(state, self._folder / LIGHT)
-        else:
-            if not self._whole:  # what an earlier run has left there
-                (self._folder / LIGHT).unlink(missing_ok=True)
-            checkpoint.atomic_save(state | self.distiller.state_dict(), self._folder / WHOLE)
-            self._whole = place
+        self._files.save(state, self.distiller.state_dict)
 
     def resume(self) -> bool:
         """Go on from the state on disk; False, with a warning, where there is none.
@@ -132,11 +119,11 @@ class OnlineRun:
         Raises:
             UserError: it is of another run.
         """
-        path = self._folder / WHOLE
+        path = self._files.path
         if not path.is_file():
             logger.warning("%s: nothing to resume, starting afresh", path)
             return False
-        state = checkpoint.read(path)
+        state = self._files.read()
         wanted = {
             "SEED": ("seed", self._seed),
             "ONLINE.BATCH_SIZE": ("batch_size", self.distiller.options.batch_size),
@@ -146,27 +133,17 @@ class OnlineRun:
                 raise UserError(
                     f"{path}: written with {key} {state.get(name)}, not {value}; set that to resume"
                 )
-        later = self._light_state(state)
         try:
-            self.distiller.load_state_dict(state | later)
+            self.distiller.load_state_dict(state)
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise UserError(
                 f"{path}: the state of another configuration ({reason}); give another OUTPUT_DIR"
             ) from None
-        state |= later
         self.stream.load_state_dict(state["stream"])
         self.report.load_state_dict(state["report"])
         self.batches = state["batches"]
-        self._whole = _place(state)
         return True
-
-    def _light_state(self, whole: dict[str, Any]) -> dict[str, Any]:
-        """The later light state, where it follows the whole one; a light state may be older than a whole one."""
-        path = self._folder / LIGHT
-        light = checkpoint.read(path) if path.is_file() else {}
-        fits = light.get("follows") == _place(whole) and light.get("batches", -1) > whole["batches"]
-        return light if fits and light.get("seed") == whole["seed"] else {}
 
     def summary(self) -> dict[str, Any]:
         """Counts by phase, changes of phase, agreement of each window; and what the labels say, where known."""

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from scenekd import checkpoint
+from scenekd.errors import UserError
 from scenekd.evaluation.efficiency import gain_in_efficiency
 from scenekd.files import write_text
 from scenekd.flops import Operations, count_operations
@@ -25,6 +26,7 @@ from scenekd.recorder import drop_lines_after
 from .answer_log import AnswerLog, AnswerTable
 from .compare import compare_scores
 from .focus import attention_results, attention_samples
+from .key_frames import KEY as SEGMENTATION
 from .outcome import Outcome, judge, stream_results
 from .phases import ANSWER
 from .pictures import stream_figures
@@ -219,6 +221,8 @@ def open_stream(cfg: CfgNode, *, engine: str, resume: bool) -> OnlineSession:
     Raises:
         UserError: see :meth:`.run.OnlineRun.from_config` and ``resume``.
     """
+    if cfg.MODEL.ENVISE.SEGMENTATION.CONFIG:
+        raise UserError(f"{SEGMENTATION}.CONFIG: a video is segmented by tools/stream.py; run that")
     run = OnlineRun.from_config(cfg)
     run.engine = engine
     if resume:

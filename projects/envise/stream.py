@@ -201,10 +201,7 @@ def build_stream(cfg: CfgNode, dataset: Dataset | None = None) -> Stream:
     Raises:
         UserError: nothing there, or a prior that the data cannot have.
     """
-    node = cfg.STREAM
-    if node.SAMPLES < 0 or node.MAX_UNREADABLE < 0:
-        raise UserError("STREAM: SAMPLES and MAX_UNREADABLE must be at least 0")
-    options: dict[str, Any] = {"samples": node.SAMPLES, "max_unreadable": node.MAX_UNREADABLE}
+    node, options = cfg.STREAM, _bounds(cfg)
     prepare = build_transforms(cfg, train=False)
     if node.SOURCE:
         for key in ("PAIRS", "SHIFTS"):
@@ -227,6 +224,24 @@ def build_stream(cfg: CfgNode, dataset: Dataset | None = None) -> Stream:
         "priors": tuple(priors),
     }
     return Stream(source, prepare, **options, **described)
+
+
+def build_frames(cfg: CfgNode, dataset: Dataset | None = None) -> Stream:
+    """Whole frames at their own size, one after the other: of ``dataset``, or of ``STREAM.SOURCE``. Batches are to be
+    of one frame.
+
+    Raises:
+        UserError: nothing there.
+    """
+    source = open_source(cfg.STREAM.SOURCE) if dataset is None else RecordSource(dataset.records)
+    return Stream(source, Compose([]), **_bounds(cfg))
+
+
+def _bounds(cfg: CfgNode) -> dict[str, Any]:
+    node = cfg.STREAM
+    if node.SAMPLES < 0 or node.MAX_UNREADABLE < 0:
+        raise UserError("STREAM: SAMPLES and MAX_UNREADABLE must be at least 0")
+    return {"samples": node.SAMPLES, "max_unreadable": node.MAX_UNREADABLE}
 
 
 def _tell_repeats(plan: np.ndarray) -> None:

@@ -117,23 +117,21 @@ def build_stream_teacher(
     return StreamTeacher(online, cfg.MODEL.ENVISE.TEACHER_LAYER), online.classes
 
 
-def check_stream_overlap(cfg: CfgNode, trained_on: Iterable[str]) -> None:
+def check_stream_overlap(cfg: CfgNode, trained_on: Iterable[str], task: str = TASK) -> None:
     """Refuse a teacher that was trained on images of the stream, as far as its training sets are known and at hand;
     unless ``DATASETS.ALLOW_OVERLAP``.
 
     Raises:
         UserError: it was.
     """
-    known = tuple(trained_on)
+    known, key = tuple(trained_on), f"TEACHER.{task.upper()}"
     if not known:
-        logger.warning(
-            "TEACHER.CLASSIFICATION.TRAINED_ON: not known; whether it saw the stream is not checked"
-        )
+        logger.warning("%s.TRAINED_ON: not known; whether it saw the stream is not checked", key)
     for name in known:
         shared = shared_images(cfg, name, "TRAIN")
         if shared and not cfg.DATASETS.ALLOW_OVERLAP:
             raise UserError(
-                f"TEACHER.CLASSIFICATION: trained on {name}, which shares {shared} images with the stream "
+                f"{key}: trained on {name}, which shares {shared} images with the stream "
                 f"({', '.join(cfg.DATASETS.TRAIN)}); choose other data, or set DATASETS.ALLOW_OVERLAP True"
             )
         count = "an unknown number of" if shared is None else str(shared)
