@@ -6,7 +6,9 @@ python tools/stream.py --config-file projects/envise/envise.yaml --source DIR|VI
 
 Shows who answered, how far student and teacher agree, how often the teacher was asked, and what is saved; one block on
 a terminal, lines elsewhere. Writes to DIR: answers.jsonl (a JSON object a sample), the state of the run, config.yaml,
-log.txt, and results.json at its end. Ctrl-C ends after the current batch; the same command goes on from there.
+log.txt, and results.json at its end. With MODEL.ENVISE.SEGMENTATION.CONFIG, as in projects/envise/segmentation.yaml, it
+segments a video instead, and its student learns that from its teacher at key frames. Ctrl-C ends after the current
+batch; the same command goes on from there.
 """
 
 from __future__ import annotations
