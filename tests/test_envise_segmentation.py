@@ -130,7 +130,7 @@ def test_loss_by_hand():
 
 
 def test_report_by_hand():
-    """Against masks: void does not count; classes that occur nowhere are left out. Time against the teacher's median."""
+    """Against masks: void does not count, nor do classes that occur nowhere. Time: against the teacher's median."""
     report = FrameReport(("background", "a", "b"))
     label = np.array([[0, 0, 1, 255]], np.uint8)
     report.judge(np.array([[0, 1, 1, 2]], np.uint8), label.clip(max=1), label)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from scenekd import checkpoint
 from scenekd.errors import UserError
 from scenekd.evaluation.efficiency import Gain, TrainingCost, cascade_gain
 from scenekd.flops import Operations, count_flops, count_operations
@@ -23,7 +22,7 @@ from scenekd.nets.packed_native import library
 from .live import Status, share
 from .phases import ANSWER, CALIBRATE, LEARN
 from .run import OnlineRun
-from .saved import WHOLE
+from .saved import WHOLE, load_student
 from .step import Answers, AskedTeacher
 from .students import StreamStudent
 
@@ -75,15 +74,8 @@ class LiveCascade:
         return (self._folder / WHOLE).is_file() and self.run.resume()
 
     def load_weights(self, path: str) -> None:
-        """Begin with a student of an earlier run: a checkpoint, or the state of a stream.
-
-        Raises:
-            UserError: no such file, or weights of another student.
-        """
-        state = checkpoint.read(path)
-        own = state.get("student")
-        weights = checkpoint.weights_of(own if isinstance(own, dict) else state)
-        checkpoint.load_state(self.run.distiller.student, weights, path, strict=True)
+        """Begin with a student of an earlier run, see :func:`.saved.load_student`."""
+        load_student(self.run.distiller.student, path)
 
     def save(self, *, final: bool = False) -> None:
         """See :class:`.live.LiveTask`."""

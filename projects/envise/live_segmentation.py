@@ -26,7 +26,7 @@ from .frame_learner import FrameAnswer, FrameLearner, class_map
 from .frame_report import FrameReport
 from .live import Status, share
 from .phases import ANSWER, LEARN
-from .saved import StateFiles
+from .saved import StateFiles, load_student
 from .stream import Stream
 
 _SHOWN = 10  # key frames over which the view tells the agreement
@@ -91,15 +91,8 @@ class LiveSegmentation:
         return True
 
     def load_weights(self, path: str) -> None:
-        """Begin with a student of an earlier run: a checkpoint, or the state of a stream.
-
-        Raises:
-            UserError: no such file, or weights of another student.
-        """
-        state = checkpoint.read(path)
-        own = state.get("student")
-        weights = checkpoint.weights_of(own if isinstance(own, dict) else state)
-        checkpoint.load_state(self.learner.student, weights, path, strict=True)
+        """Begin with a student of an earlier run, see :func:`.saved.load_student`."""
+        load_student(self.learner.student, path)
 
     def save(self, *, final: bool = False) -> None:
         """See :class:`.live.LiveTask`; at the end also the student, as ``model_final.pth``."""

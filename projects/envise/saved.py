@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from scenekd import checkpoint
 from scenekd.errors import UserError
 
@@ -60,3 +62,15 @@ class StateFiles:
         # A light state may be older than a whole one.
         fits = light.get("follows") == self._whole and light.get("batches", -1) > whole["batches"]
         return whole | light if fits and light.get("seed") == whole["seed"] else whole
+
+
+def load_student(student: nn.Module, path: str) -> None:
+    """Begin with a student of an earlier run: a checkpoint, or the state of a stream.
+
+    Raises:
+        UserError: no such file, or weights of another student.
+    """
+    state = checkpoint.read(path)
+    own = state.get("student")
+    weights = checkpoint.weights_of(own if isinstance(own, dict) else state)
+    checkpoint.load_state(student, weights, path, strict=True)
