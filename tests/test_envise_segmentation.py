@@ -278,6 +278,17 @@ def test_student_of_kd_mtl(parts, tmp_path, stream):
     assert "segmentation" in changed and "detection" not in changed
 
 
+def test_video_needs_no_data_set(parts, tmp_path, stream):
+    """A teacher that tells what it was trained on, and data sets of a configuration that are not at hand."""
+    path = tmp_path / "told.pth"
+    state = checkpoint.read(parts / "teacher.pth")
+    torch.save(state | {"config": state["config"].replace("  TRAIN: []", "  TRAIN: [voc_seg_train]")}, path)
+    assert "TRAIN: [voc_seg_train]" in checkpoint.read(path)["config"]
+    absent = ("DATASETS.ROOT", tmp_path / "absent", "DATASETS.TEST", "('voc_seg_val',)")
+    told = ("TEACHER.SEGMENTATION", f"scenekd://{path}", "DATASETS.TRAIN", "('voc_seg_train',)")
+    assert stream(*absent, *told, "--max-samples", 2) == 0
+
+
 def test_errors_of_a_user(parts, tmp_path, stream, monkeypatch, capsys):
     """Each is one line, and exit code 2."""
     voc = tmp_path / "voc.yaml"

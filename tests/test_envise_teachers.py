@@ -55,6 +55,23 @@ def test_torchvision_file(tmp_path):
     )
 
 
+def test_live_source_needs_no_data_set(tmp_path):
+    """A teacher that tells what it was trained on is held against no data set, for the stream is none."""
+    trained = load_config(
+        ROOT / "projects/fcn_kd/cifar_resnet20.yaml", ["DATASETS.TRAIN", "('cifar100_train_half1',)"]
+    )
+    net = build_model(trained, pretrained=False)
+    save_model(net, trained.dump(), tmp_path / "net.pth")
+    absent = {"ROOT": str(tmp_path / "absent"), "TRAIN": ("voc_seg_train",), "TEST": ("voc_seg_val",)}
+    cfg = envise_config(
+        TEACHER={"CLASSIFICATION": {"TYPE": "scenekd", "WEIGHTS": str(tmp_path / "net.pth")}},
+        STREAM={"SOURCE": "camera:0"},
+        DATASETS=absent,
+    )
+    teacher, classes = build_stream_teacher(cfg)
+    assert len(classes) == len(teacher.answered) > 0
+
+
 def test_timm(tmp_path):
     """A network of timm by name, seeded or from a file, with its own statistics."""
     timm = pytest.importorskip("timm")

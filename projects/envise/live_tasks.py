@@ -73,9 +73,11 @@ def build_segmentation(cfg: CfgNode) -> LiveSegmentation:
     """
     own = student_config(cfg)
     classes, device = our_classes(own), choose_device(cfg)
-    named = cfg.clone()  # whose classes are the student's, and that tests nothing
+    named = cfg.clone()  # whose classes are the student's, and that names no data but the stream's
     named.defrost()
     named.DATASETS.CLASSES, named.DATASETS.TEST = classes, ()
+    if cfg.STREAM.SOURCE:
+        named.DATASETS.TRAIN = ()
     named.freeze()
     dataset = None if cfg.STREAM.SOURCE else _labelled(named)
     student = build_model(own)

@@ -109,6 +109,8 @@ def build_stream_teacher(
     named = cfg.clone()
     named.defrost()
     named.DATASETS.CLASSES = classes or tuple(cfg.DATASETS.CLASSES)
+    if cfg.STREAM.SOURCE:  # no data set is looked at, nor need any be at hand
+        named.DATASETS.TRAIN = named.DATASETS.TEST = ()
     named.freeze()
     online = build_online(named, TASK, own_classes=not named.DATASETS.CLASSES)
     online.net.to(choose_device(cfg))
