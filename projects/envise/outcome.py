@@ -51,6 +51,13 @@ class Outcome:
         """(S,) bool: the student answered, and the label is known."""
         return (self.table.phase == ANSWER) & (self.label >= 0)
 
+    def between(self, start: int, end: int) -> Outcome:
+        """Of the samples from ``start`` to below ``end``; without features, which are too few in a part."""
+        kept = (self.table.position >= start) & (self.table.position < end)
+        table = AnswerTable(**{name: column[kept] for name, column in vars(self.table).items()})
+        label, outlier, teacher = self.label[kept], self.outlier[kept], self.teacher[kept]
+        return Outcome(table, label, outlier, teacher, np.empty((0, 0)), np.empty(0, np.int64))
+
 
 def judge(run: OnlineRun, table: AnswerTable, *, ask_teacher: bool) -> Outcome:
     """Hold the log against the labels, where they are known.
@@ -130,7 +137,32 @@ def stream_results(
     }
     if run.stream.truth.is_known:
         results["phases"] = run.report.summary()
+        results["parts"] = part_results(run, outcome, operations)
     return results
+
+
+def part_results(
+    run: OnlineRun, outcome: Outcome, operations: tuple[Operations, Operations]
+) -> list[dict[str, Any]]:
+    """The numbers between two shifts of the prior, one mapping a part of the stream, as of the whole: what was answered
+    before outliers came says nothing of the share that they send to the teacher."""
+    starts, found = [prior.start for prior in run.stream.priors], []
+    for start, end in zip(starts, [*starts[1:], run.stream.samples]):
+        part = outcome.between(start, end)
+        compared = (part.table.student == part.table.teacher)[part.table.compared]
+        answered = part.table.of(ANSWER)
+        numbers = {
+            "start": start,
+            "samples": len(part.table),
+            "samples_answering": len(answered),
+            "agreement": _percent(compared),
+            "share_to_teacher": _percent(answered.by_teacher),
+            "share_asked": _percent(answered.asked),
+            "gie": gain(run, answered, *operations)["gie"],
+            **known_results(part),
+        }
+        found.append(numbers)
+    return found
 
 
 def gain(run: OnlineRun, answered: AnswerTable, student: Operations, teacher: Operations) -> dict[str, float]:

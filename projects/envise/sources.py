@@ -20,6 +20,7 @@ from scenekd.data.records import Dataset, Record
 from scenekd.data.transforms import Compose, build_transforms
 from scenekd.errors import UserError
 from scenekd.sample import Sample
+from scenekd.study.crops import wider
 
 CAMERA = re.compile(r"camera:(\d+)")
 
@@ -155,13 +156,12 @@ def object_crops(dataset: Dataset, cfg: CfgNode) -> Dataset:
         if record.boxes is None or record.labels is None or not len(record.boxes):
             continue
         image = read_image(record)
-        limit = np.array([image.shape[1], image.shape[0]] * 2)
+        extent = image.shape[1], image.shape[0]
         for number, (box, label) in enumerate(zip(record.boxes, record.labels)):
             side = float(max(box[2] - box[0], box[3] - box[1]))
             if side < least or (record.difficult is not None and record.difficult[number]):
                 continue
-            wide = np.array([box[0], box[1], box[2], box[3]]) + margin * side * np.array([-1, -1, 1, 1])
-            x1, y1, x2, y2 = np.clip([*np.floor(wide[:2]), *np.ceil(wide[2:])], 0, limit).astype(int)
+            x1, y1, x2, y2 = wider(box, margin, *extent)
             cut = Sample(image=np.ascontiguousarray(image[y1:y2, x1:x2]), image_id=record.image_id)
             pixels = prepare(cut, np.random.default_rng(0)).image
             name = f"{record.image_id}_{number}"

@@ -16,7 +16,13 @@ from ..data.records import Record
 
 
 def crop_objects(
-    source: Path, folder: Path, *, splits: Sequence[str], classes: Sequence[str], size: int
+    source: Path,
+    folder: Path,
+    *,
+    splits: Sequence[str],
+    classes: Sequence[str],
+    size: int,
+    margin: float | None = None,
 ) -> None:
     """Write ``folder/<split>/<class>/<image_id>_<n>.png``, size × size pixels each; nothing where ``folder`` is there.
 
@@ -24,6 +30,7 @@ def crop_objects(
 
     Args:
         splits: segmentation lists of ``source``. classes: of its boxes, all of them.
+        margin: the window is the box, wider by this share of its longer side on each side as far as the image goes.
 
     Raises:
         UserError: no such list, or a box of another class.
@@ -34,11 +41,11 @@ def crop_objects(
     shutil.rmtree(partial, ignore_errors=True)
     for split in splits:
         for record in load_dataset(f"voc_seg_{split}", root=str(source), classes=classes).records:
-            _crop(record, partial / split, classes, size)
+            _crop(record, partial / split, classes, size, margin)
     os.replace(partial, folder)
 
 
-def _crop(record: Record, folder: Path, classes: Sequence[str], size: int) -> None:
+def _crop(record: Record, folder: Path, classes: Sequence[str], size: int, margin: float | None) -> None:
     if record.boxes is None or record.labels is None:
         return
     image = Image.fromarray(read_image(record.file_name))
@@ -48,7 +55,9 @@ def _crop(record: Record, folder: Path, classes: Sequence[str], size: int) -> No
             continue
         path = folder / classes[label] / f"{record.image_id}_{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.crop(window(box, image.width, image.height)).resize((size, size)).save(path)
+        extent = image.width, image.height
+        place = window(box, *extent) if margin is None else wider(box, margin, *extent)
+        image.crop(place).resize((size, size)).save(path)
 
 
 def window(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int]:
@@ -58,3 +67,11 @@ def window(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int
     x = round(min(max((left + right - side) / 2, 0), width - side))
     y = round(min(max((top + bottom - side) / 2, 0), height - side))
     return x, y, x + side, y + side
+
+
+def wider(box: np.ndarray, margin: float, width: int, height: int) -> tuple[int, int, int, int]:
+    """A box (xyxy) as whole pixels, wider by ``margin`` of its longer side on each side as far as an image goes."""
+    more = margin * float(max(box[2] - box[0], box[3] - box[1]))
+    low, high = np.floor(box[:2] - more), np.ceil(box[2:] + more)
+    left, top, right, bottom = np.clip([*low, *high], 0, [width, height] * 2).astype(int).tolist()
+    return left, top, right, bottom

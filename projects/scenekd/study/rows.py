@@ -11,7 +11,8 @@ Fields of a row: ``id, title, group, file`` (YAML beside ``rows.yaml``); ``roles
 it); ``set`` (key → value, on top of the file); ``published`` (metric → percent); ``compared`` (ids of the rows it is
 compared with, the first one in the figures too); ``headroom`` (ids of the rows that learn from the labels at hand and
 from all labels); ``note``; ``kind`` (``train``; ``test``: ``MODEL.WEIGHTS`` as they are; ``filter``: a scored teacher,
-see :mod:`.filters`); ``same_time`` (see :mod:`.same_time`).
+see :mod:`.filters`); ``same_time`` (see :mod:`.same_time`); ``parts`` (of the results those that the row shows: a task,
+or ``task/prefix`` for the numbers named ``prefix/<name>``; so one run can be several rows).
 Keys of ``set``, ``vary`` and a sweep's grid reach into lists by number (``DISTILL.LOSSES.0.WEIGHT``); ``KEY *``
 multiplies what file and preset say.
 Of several: their ids are ``<id>@<x>``, their points ``{x, value (x by default), <metric>: published}``, and ``{x}``
@@ -46,6 +47,7 @@ _FIELDS = {
     "note",
     "kind",
     "same_time",
+    "parts",
 }
 
 
@@ -67,6 +69,7 @@ class Row:
     note: str = ""
     kind: str = "train"
     same_time: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,7 @@ def _row(entry: Mapping[str, Any], series: str, path: Path, point: Mapping[str, 
         note=" ".join(str(entry.get("note", "")).split()),
         kind=str(entry.get("kind", "train")),
         same_time=texts("same_time"),
+        parts=texts("parts"),
     )
 
 

@@ -66,6 +66,8 @@ class ClassMeans:
         Args:
             numbers: of the metric's task, as in ``results.json``.
         """
+        if metric.read is not None:
+            return metric.read(cfg, numbers) if numbers else math.nan
         if not metric.per_class:
             value = numbers.get(metric.name)
             return math.nan if value is None else float(value)
@@ -121,7 +123,7 @@ def score_row(runs: Mapping[int, Run], metrics: Sequence[Metric], means: ClassMe
     """The numbers of a row from its finished runs, by seed."""
     values: dict[str, dict[int, float]] = {metric.name: {} for metric in metrics}
     for seed, run in runs.items():
-        results = run.results()
+        results = read_parts(run.results(), run.row.parts)
         for metric in metrics:
             value = means.mean(metric, run.cfg, results.get(metric.task, {}))
             if math.isfinite(value):
@@ -135,6 +137,22 @@ def score_row(runs: Mapping[int, Run], metrics: Sequence[Metric], means: ClassMe
         max((run.cfg.SOLVER.MAX_ITER for run in trained), default=0),
         _mean([peak for peak in peaks if peak is not None]),
     )
+
+
+def read_parts(results: Mapping[str, Any], parts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Of a run's results those that a row shows, by task: all, or ``task`` and ``task/prefix``, of which the numbers
+    that are named ``prefix/<name>``, as <name>."""
+    if not parts:
+        return dict(results)
+    found: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        task, _, prefix = part.partition("/")
+        numbers = results.get(task, {})
+        if prefix:
+            start = f"{prefix}/"
+            numbers = {k.removeprefix(start): v for k, v in numbers.items() if k.startswith(start)}
+        found.setdefault(task, {}).update(numbers)
+    return found
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -28,6 +28,8 @@ class Metric:
             with enough test images; empty: ``results[task][name]`` as it is.
         unit: of it; empty: a number without one. lower: whether less is better.
         compared: whether rows are compared in it, beside being shown it.
+        read: what makes it of a run's configuration and its task's numbers, NaN where it cannot be told; None:
+            ``results[task][name]``.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Metric:
     unit: str = "%"
     lower: bool = False
     compared: bool = True
+    read: Callable[[CfgNode, Mapping[str, Any]], float] | None = None
 
     @property
     def label(self) -> str:

@@ -5,7 +5,7 @@ A stage is a mapping in ``STAGES``, ``kind`` and:
 scenes   ``folder, splits`` (name → images), ``seed``: drawn pictures.
 lists    ``source, folder, lists``: a VOC-layout folder that shows the images of ``source`` and has lists of its own.
 coco     ``source, folder, part, share``: a COCO-layout folder with a share of ``part``'s images held out.
-crops    ``source, folder, splits, classes, size``: the objects of a VOC-layout folder as images of one class each.
+crops    ``source, folder, splits, classes, size, margin``: the objects of a VOC-layout folder as images of one class.
 train    ``file, keys``: a network, laid over by COMMON, those of ``roles`` and ``keys``, in ``{output}/stages/<name>``.
 cache    ``file, keys, task``: what the teacher of a task says of ``DATASETS.TRAIN``.
 
@@ -102,7 +102,8 @@ class Stages:
             )
         elif kind == "crops":
             rest = {key: stage[key] for key in ("splits", "classes", "size")}
-            crop_objects(Path(stage["source"]), Path(stage["folder"]), **rest)
+            margin = stage.get("margin")
+            crop_objects(Path(stage["source"]), Path(stage["folder"]), **rest, margin=margin)
         elif kind == "cache":
             self._cache(self._run(name, stage), stage["task"])
         else:
