@@ -86,7 +86,12 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-STREAM = "stream"
+def under(key: str) -> Read:
+    """A number that has another name in ``results.json``."""
+    return lambda cfg, numbers: _number(numbers.get(key))
+
+
+STREAM, SCORES, LOOK = "stream", "outlier_scores", "attention"
 
 STUDY = StudySpec(
     system="envise",
@@ -106,6 +111,21 @@ STUDY = StudySpec(
         Metric("agreement_inliers", STREAM, read=last_part("agreement_inliers")),
         Metric("outliers_sent", STREAM, compared=False, read=last_part("outliers_sent")),
         Metric("GiE", STREAM, read=last_part("gie")),
+        Metric("AUROC", SCORES, read=under("auroc")),
+        Metric("FPR95", SCORES, lower=True, read=under("fpr95")),
+        Metric("detection_error", SCORES, lower=True, compared=False),
+        Metric("AUPR_in", SCORES, compared=False, read=under("aupr_in")),
+        Metric("AUPR_out", SCORES, compared=False, read=under("aupr_out")),
+        Metric("share_gated", SCORES, lower=True, compared=False, read=under("share_to_teacher")),
+        Metric("gated_accuracy", SCORES, compared=False, read=under("accuracy")),
+        Metric("GiE_without_audits", SCORES, read=under("gie")),
+        Metric("energy_teacher", LOOK, compared=False),
+        Metric("energy_student", LOOK),
+        Metric("energy_uniform", LOOK, compared=False),
+        Metric("pointing_teacher", LOOK, compared=False),
+        Metric("pointing_student", LOOK),
+        Metric("distance", LOOK, unit="", lower=True),
+        Metric("contrast", LOOK, unit=""),
     ),
     drawers=DRAWERS,
 )

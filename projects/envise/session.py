@@ -82,9 +82,9 @@ class OnlineSession:
 
     def process(self, batch: StreamBatch) -> dict[str, float]:
         """Losses of the last update, agreement and share answered by the teacher in percent, and GiE so far."""
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         answers = self.run.process(batch)
-        self._lines.add(answers, time.perf_counter() - start)
+        self._lines.add(answers, time.perf_counter() - start, time.process_time() - busy)
         changes = self.run.distiller.phases.changes
         for position, phase, why in changes[self._changes :]:
             logger.info("sample %d: %s (%s)", position, phase, why)
@@ -148,16 +148,18 @@ class _Lines:
         self.path, self._period = Path(cfg.OUTPUT_DIR) / "metrics.json", cfg.SOLVER.LOG_PERIOD
         self._run, self._operations = run, operations
         self._seen: list[Answers] = []
-        self._seconds = 0.0
+        self._on_cpu = next(run.distiller.student.parameters()).device.type == "cpu"
+        self._seconds = self._busy = 0.0
 
     def begin(self, batches: int) -> None:
         """Drop the lines after so many batches."""
         drop_lines_after(self.path, batches)
 
-    def add(self, answers: Answers, seconds: float) -> None:
+    def add(self, answers: Answers, seconds: float, busy: float) -> None:
         """Count a batch, and write a line where one is due."""
         self._seen.append(answers)
         self._seconds += seconds
+        self._busy += busy
         if self._run.batches % self._period == 0:
             self.write()
 
@@ -197,10 +199,11 @@ class _Lines:
             **(learnt if losses else {}),
             **numbers,
             "time": self._seconds / len(self._seen),
+            **({"cpu_time": self._busy / len(self._seen)} if self._on_cpu else {}),
         }
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        self._seen, self._seconds = [], 0.0
+        self._seen, self._seconds, self._busy = [], 0.0, 0.0
 
 
 def run_operations(run: OnlineRun, size: int) -> tuple[Operations, Operations]:
