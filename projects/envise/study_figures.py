@@ -8,6 +8,7 @@ scores, those of two trainings side by side. ``focus``: the share of attention o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from textwrap import wrap
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +33,7 @@ from .views import (
 
 Finished = Mapping[str, Mapping[int, Any]]  # row id → seed → scenekd.study.runs.Run
 _POINTS = 40  # of a curve
+_TITLE = 20  # characters over a column of pictures
 PLAIN = ".plain"  # ends the name of a row without the triplet loss
 _LABELS = {"auroc": "AUROC", "fpr95": "FPR95 (less is better)"}
 
@@ -67,14 +69,12 @@ def draw_agreement(figure: Figure, table: Table, finished: Finished) -> bytes | 
     axis.axhline(level, color="grey", linestyle="--", linewidth=1, label=f"reached: {level:g} %")
     for place, at in enumerate(sorted(shifts)):
         axis.axvline(at, color="black", linewidth=1, label="" if place else "the prior shifts")
-    axis.set_xlabel(
-        "samples seen; mean ± standard deviation of " + (f"{seeds} seeds" if seeds > 1 else "one seed")
-    )
+    axis.set_xlabel(f"samples seen; {_of(seeds)}")
     axis.set_ylabel("agreement with the teacher in %")
     axis.set_ylim(0, 100)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False, loc="lower right")
+    canvas.legend(fontsize=8, frameon=False, loc="outside upper center", ncols=len(axis.lines))
     return png(canvas)
 
 
@@ -116,7 +116,10 @@ def draw_scores(figure: Figure, table: Table, finished: Finished) -> bytes | Non
         axis.set_yticks(range(len(known)), titles, fontsize=8)
     canvas.axes[0].invert_yaxis()
     handles, labels = canvas.axes[0].get_legend_handles_labels()
-    canvas.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    canvas.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8, frameon=False)
+    canvas.supxlabel(
+        _of(max(len(finished.get(name + end, ())) for name in known for end in ("", PLAIN))), fontsize=8
+    )
     return png(canvas)
 
 
@@ -138,7 +141,12 @@ def draw_focus(figure: Figure, table: Table, finished: Finished) -> bytes | None
         axis.set_title(title, fontsize=9)
         axis.set_yticks(range(len(titles)), titles, fontsize=8)
     canvas.axes[0].invert_yaxis()
+    canvas.supxlabel(_of(max(len(finished[name]) for name in rows)), fontsize=8)
     return png(canvas)
+
+
+def _of(seeds: int) -> str:
+    return f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
 
 
 def _bars(
@@ -146,7 +154,7 @@ def _bars(
 ) -> None:
     """Horizontal ones of the mean, with its deviation and number."""
     means = np.array([np.mean(one) if one else np.nan for one in values])
-    spread = np.array([np.std(one, ddof=1) if len(one) > 1 else 0.0 for one in values])
+    spread = np.array([np.std(one, ddof=1) if len(one) > 1 else np.nan for one in values])
     bars = axis.barh(places, means, height, xerr=spread, color=colour, alpha=0.75, capsize=2, label=label)
     numbers = [f"{mean:.1f}" if np.isfinite(mean) else "–" for mean in means]
     on_lines = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
@@ -190,7 +198,8 @@ def _side_by_side(
     names = [name for name in figure.series if finished.get(name)]
     for seed in sorted(set.intersection(*(set(finished[name]) for name in names)) if names else ()):
         try:
-            return draw({table.row(name).title: read(finished[name][seed].folder) for name in names})
+            views = {name: read(finished[name][seed].folder) for name in names}
+            return draw({"\n".join(wrap(table.row(name).title, _TITLE)): views[name] for name in names})
         except (UserError, ValueError):  # not kept, or not of one stream
             continue
     return None
