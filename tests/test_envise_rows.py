@@ -9,6 +9,7 @@ from scenekd.report_tables import flatten_keys
 from scenekd.study.presets import read_preset
 from scenekd.study.rows import read_table
 from scenekd.study.runs import Runs
+from scenekd.study.sweep import settings
 
 TABLE = read_table(STUDY.folder / "rows.yaml")
 
@@ -36,6 +37,16 @@ def test_every_row_loads(runs) -> None:
             assert cfg.SOLVER.IMS_PER_BATCH == cfg.ONLINE.BATCH_SIZE
             (shift,) = cfg.STREAM.SHIFTS
             assert 0 < shift["AT"] < cfg.STREAM.SAMPLES and shift["AT"] % cfg.ONLINE.WINDOW == 0
+
+
+def test_rates_are_chosen_apart(runs) -> None:
+    """On other images than those that are reported, as often for either network; real images leave none over."""
+    assert [sweep.row for sweep in TABLE.sweeps] == ["k.binary", "k.real"]
+    assert len({str(sweep.grid) for sweep in TABLE.sweeps}) == 1
+    for sweep in TABLE.sweeps if runs.preset.name in ("smoke", "scenes") else ():
+        for setting in settings(sweep, TABLE):
+            apart, own = (runs.config(setting.row, 0, validation=v).DATASETS.TRAIN for v in (True, False))
+            assert not set(apart) & {*own, "voc_seg_teacher"}
 
 
 def test_the_teacher_that_is_scored_is_the_one_that_is_asked(runs) -> None:

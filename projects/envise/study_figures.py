@@ -74,7 +74,8 @@ def draw_agreement(figure: Figure, table: Table, finished: Finished) -> bytes | 
     axis.set_ylim(0, 100)
     axis.grid(alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)
-    canvas.legend(fontsize=8, frameon=False, loc="outside upper center", ncols=len(axis.lines))
+    columns = len(axis.lines) if max(len(str(line.get_label())) for line in axis.lines) < _TITLE * 2 else 1
+    canvas.legend(fontsize=8, frameon=False, loc="outside upper center", ncols=columns)
     return png(canvas)
 
 
