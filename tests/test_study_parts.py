@@ -13,7 +13,7 @@ from voc_folder import add_image, annotation
 
 from scenekd.errors import UserError
 from scenekd.recorder import training_cost, training_seconds
-from scenekd.study.crops import crop_objects, window
+from scenekd.study.crops import crop_objects, wider, window
 from scenekd.study.keys import with_key
 from scenekd.study.rows import Row
 from scenekd.study.same_time import costs, measure, steps_factor
@@ -119,6 +119,11 @@ def test_objects_as_images(tmp_path):
     assert files == ["train/cat/a_0.png", "train/dog/a_1.png"]
     assert Image.open(tmp_path / "crops/train/cat/a_0.png").size == (8, 8)
     crop_objects(source, tmp_path / "crops", splits=["none"], classes=[], size=8)  # not looked at again
+
+
+def test_wider_boxes_end_at_the_border() -> None:
+    """A box of 20 x 10 and a margin of .1: 2 pixels on each side, but for the left one, where the image ends."""
+    assert wider(np.array([1.0, 10.0, 21.0, 20.0]), 0.1, 100, 100) == (0, 8, 23, 22)
 
 
 def test_columns_of_a_group(tmp_path, monkeypatch):
