@@ -101,7 +101,7 @@ def test_processes_merge_and_repeated_images_count_once():
     first.merge(states)
     assert first.summarize() == whole.summarize()
     first.reset()
-    with pytest.raises(UserError, match="no prediction"):
+    with pytest.raises(UserError, match="was predicted for"):
         first.summarize()
 
 

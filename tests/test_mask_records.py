@@ -110,8 +110,10 @@ def test_misuse_is_one_line(change, message):
     good = {"masks": np.zeros((1, HEIGHT, WIDTH), bool), "labels": [0], "scores": [0.5]}
     with pytest.raises(UserError, match=message):
         evaluator.add_arrays("image0", boxes=np.zeros((1, 4)), **{**good, **change})
-    with pytest.raises(UserError, match="nothing to evaluate"):
+    with pytest.raises(UserError, match=r"images of \w+ was predicted for segm"):
         evaluator.summarize()
+    with pytest.raises(UserError, match="has ground truth of classification; name another"):
+        Evaluator(dataset, tasks=("classification",)).summarize()
 
 
 def coco_mini(**options):

@@ -250,9 +250,14 @@ class Evaluator:
             elif not missing:
                 result[task] = records.summary(bootstrap=self.bootstrap, seed=self.seed)
         if not result:
+            count, tasks = len(self.dataset.records), " or ".join(self.tasks)
+            if not any(record.has(_HAS[task]) for record in self.dataset.records for task in self._records):
+                raise UserError(
+                    f"nothing to evaluate: none of the {count} images of {self.dataset.name} has ground truth of "
+                    f"{tasks}; name another data set in DATASETS.TEST"
+                )
             raise UserError(
-                f"nothing to evaluate: no prediction for any of the {len(self.dataset.records)} images of "
-                f"{self.dataset.name} that have ground truth of {' or '.join(self.tasks)}"
+                f"nothing to evaluate: none of the {count} images of {self.dataset.name} was predicted for {tasks}"
             )
         return result
 
