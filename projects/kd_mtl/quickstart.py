@@ -46,6 +46,10 @@ ROWS: dict[str, tuple[str, list[str]]] = {
         "both tasks from ground truth and teacher",
         ["DISTILL.SEGMENTATION.POLICY", "combined", "DISTILL.DETECTION.POLICY", "combined"],
     ),
+    "labelled": (
+        "ground truth only, images without a mask left out",
+        ["DATASETS.REQUIRE_LABELS", "('segmentation',)"],
+    ),
     "oracle": ("ground truth, every mask", ["DATASETS.KEEP_SEM_SEG", "1.0"]),
 }
 
