@@ -11,9 +11,10 @@ from PIL import Image
 from test_study_runs import install, make_study
 from voc_folder import add_image, annotation
 
+from scenekd.data.geometry import wider
 from scenekd.errors import UserError
 from scenekd.recorder import training_cost, training_seconds
-from scenekd.study.crops import crop_objects, wider, window
+from scenekd.study.crops import crop_objects, window
 from scenekd.study.keys import with_key
 from scenekd.study.rows import Row
 from scenekd.study.same_time import costs, measure, steps_factor

@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 from fvcore.common.config import CfgNode
 
+from scenekd.data.geometry import wider
 from scenekd.data.images import image_files, read_image
 from scenekd.data.records import Dataset, Record
 from scenekd.data.transforms import Compose, build_transforms
 from scenekd.errors import UserError
 from scenekd.sample import Sample
-from scenekd.study.crops import wider
 
 CAMERA = re.compile(r"camera:(\d+)")
 

@@ -231,3 +231,11 @@ def _move_boxes(boxes: np.ndarray, across: _Axis, down: _Axis) -> np.ndarray:
     if across.flip:
         moved[:, 0::2] = across.out - moved[:, 2::-2]
     return moved
+
+
+def wider(box: np.ndarray, margin: float, width: int, height: int) -> tuple[int, int, int, int]:
+    """A box (xyxy) as whole pixels, wider by ``margin`` of its longer side on each side as far as an image goes."""
+    more = margin * float(max(box[2] - box[0], box[3] - box[1]))
+    low, high = np.floor(box[:2] - more), np.ceil(box[2:] + more)
+    left, top, right, bottom = np.clip([*low, *high], 0, [width, height] * 2).astype(int).tolist()
+    return left, top, right, bottom

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.catalog import load_dataset
+from ..data.geometry import wider
 from ..data.images import read_image
 from ..data.records import Record
 
@@ -67,11 +68,3 @@ def window(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int
     x = round(min(max((left + right - side) / 2, 0), width - side))
     y = round(min(max((top + bottom - side) / 2, 0), height - side))
     return x, y, x + side, y + side
-
-
-def wider(box: np.ndarray, margin: float, width: int, height: int) -> tuple[int, int, int, int]:
-    """A box (xyxy) as whole pixels, wider by ``margin`` of its longer side on each side as far as an image goes."""
-    more = margin * float(max(box[2] - box[0], box[3] - box[1]))
-    low, high = np.floor(box[:2] - more), np.ceil(box[2:] + more)
-    left, top, right, bottom = np.clip([*low, *high], 0, [width, height] * 2).astype(int).tolist()
-    return left, top, right, bottom
