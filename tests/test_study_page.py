@@ -54,6 +54,9 @@ def test_verdicts_need_an_interval_without_zero():
     one = compare(_row("b", 12), a, "mIoU")
     assert (one.single, one.difference, one.detectable) == (2, None, None)
     assert saying(one) == "one seed: nothing can be claimed"
+    alone, beside = comparison_table([one]), comparison_table([one, compare(b, a, "mIoU")])
+    assert "One seed: nothing can be claimed" in alone and "what may be said" not in alone
+    assert "what may be said" in beside and saying(one) in beside
     assert compare(("c", RowScores({"mIoU": {7: 1.0}}), {}), a, "mIoU") is None
 
 

@@ -18,8 +18,10 @@ _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1280px;
        margin: 24px auto; padding: 0 16px; }
 h1 { font-size: 24px; } h2 { font-size: 19px; margin-top: 32px; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; margin: 8px 0; } caption { text-align: left; color: #666; }
+table { border-collapse: collapse; margin: 8px 0; display: block; overflow-x: auto; }
+caption { text-align: left; color: #666; }
 td, th { padding: 3px 12px 3px 0; text-align: left; border-bottom: 1px solid #eee; vertical-align: middle; }
+td:not(.number) { min-width: 7em; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .tiles { display: flex; flex-wrap: wrap; gap: 12px; }
 .tile { border: 1px solid #ddd; border-radius: 6px; padding: 8px 16px; min-width: 110px; }

@@ -159,7 +159,13 @@ def mean_sd(scores: RowScores, metric: str) -> Number:
 
 
 def comparison_table(comparisons: Sequence[Comparison]) -> Markup:
-    """Differences row − reference in points, with what may be said of them."""
+    """Differences row − reference in points, with what may be said of them; of one seed nothing may."""
+    measured = any(c.difference is not None for c in comparisons)
+    headers = ["difference", "metric", "paper", "here"]
+    caption = "Differences in points. One seed: nothing can be claimed of them."
+    if measured:
+        headers += ["95 % interval", "detectable", "headroom", "what may be said"]
+        caption = "Differences in points, paired by seed; intervals are not corrected for their number."
     lines = []
     for c in comparisons:
         ours, interval = number(c.single), ""
@@ -168,31 +174,10 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Markup:
             interval = f"{c.difference.low:+.2f} … {c.difference.high:+.2f}"
         paper = Number(f"{c.published:+.1f}") if c.published is not None else number(None)
         room = number(c.headroom) if c.headroom is not None else Number("")
-        lines.append(
-            (
-                f"{c.row} − {c.reference}",
-                c.metric,
-                paper,
-                ours,
-                interval,
-                number(c.detectable),
-                room,
-                saying(c),
-            )
-        )
-    headers = (
-        "difference",
-        "metric",
-        "paper",
-        "here",
-        "95 % interval",
-        "detectable",
-        "headroom",
-        "what may be said",
-    )
-    return table(
-        headers, lines, "Differences in points, paired by seed; intervals are not corrected for their number."
-    )
+        cells = (f"{c.row} − {c.reference}", c.metric, paper, ours)
+        said = (interval, number(c.detectable), room, saying(c)) if measured else ()
+        lines.append((*cells, *said))
+    return table(headers, lines, caption)
 
 
 def saying(comparison: Comparison) -> str:
