@@ -99,6 +99,18 @@ def test_what_is_shown_is_the_picture_but_for_the_hole() -> None:
     assert (probed.shown[2:18, 52:] == 0).all() and probed.share == 0.25
 
 
+def test_a_letterbox_is_not_shown() -> None:
+    """The same with borders above and below in the network's input: the hole is where it was asked for, the share is of
+    the picture."""
+    pixels = np.random.default_rng(0).integers(1, 256, (40, 80, 3), dtype=np.uint8)
+    cfg = _config(f"{NODE}.AUGMENT.LETTERBOX", True)
+    (probed,) = _probe(cfg).regions(pixels, np.array([[40, 0, 80, 20]], np.float32), "a")
+    inside = np.zeros((40, 80), bool)
+    inside[:20, 40:] = True
+    assert np.array_equal(probed.hole, inside) and probed.share == 0.25
+    assert (probed.shown[2:18, 42:] == 0).all() and np.array_equal(probed.shown[~inside], pixels[~inside])
+
+
 def test_a_sweep_reaches_every_edge() -> None:
     """A hole of 20 × 10 in 80 × 48 with steps of at most 16: 60 / 16 → 4 steps of 15, 38 / 16 → 3 steps of 12.67."""
     probe = _probe(_config())

@@ -112,13 +112,15 @@ class Probe:
         height, width = image.shape[:2]
         found = []
         probabilities = self.probabilities(image, boxes, name)
+        x1, y1, x2, y2 = self._picture_in(image, name)
         for (hidden, moved), box, row in zip(self._hidden(image, boxes, name), boxes, probabilities):
             assert hidden.hidden is not None
-            hole = hidden.hidden.hole.astype(np.uint8)
-            large = cv2.resize(hole, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
-            filled = cv2.resize(hidden.image, (width, height), interpolation=cv2.INTER_LINEAR)
+            hole = hidden.hidden.hole
+            cut = hole[y1:y2, x1:x2].astype(np.uint8)
+            large = cv2.resize(cut, (width, height), interpolation=cv2.INTER_NEAREST).astype(bool)
+            filled = cv2.resize(hidden.image[y1:y2, x1:x2], (width, height), interpolation=cv2.INTER_LINEAR)
             bounds = extents(moved, self.shape, hole.shape[:2], self.hider.margin)
-            share = float(areas(bounds)[0] / hole.size)
+            share = float(areas(bounds)[0] / cut.size)
             found.append(Probed(box, row, share, np.where(large[..., None], filled, image), large))
         return found
 
@@ -162,6 +164,14 @@ class Probe:
         return Sweep(
             size, left + size[0] / 2, top + size[1] / 2, found.reshape(len(top), len(left), len(self.classes))
         )
+
+    def _picture_in(self, image: np.ndarray, name: str) -> tuple[int, int, int, int]:
+        """Where the picture is in the network's input, xyxy pixels: in all of it, or between a letterbox's borders."""
+        whole = np.array([[0, 0, image.shape[1], image.shape[0]]], np.float32)
+        place = self._transforms(plain_sample(image, whole, name), np.random.default_rng(0)).boxes
+        assert place is not None
+        x1, y1, x2, y2 = np.rint(place[0]).astype(int).tolist()
+        return x1, y1, x2, y2
 
     def _hidden(self, image: np.ndarray, boxes: np.ndarray, name: str) -> Iterator[tuple[Sample, np.ndarray]]:
         """The network's input with each region hidden alone, and (1, 4) the region there."""
