@@ -207,3 +207,12 @@ def test_a_task_without_labels(tiny_config: Callable[..., Any]) -> None:
     findings = told(check_data(tiny_config("run", "DATASETS.KEEP_SEM_SEG", "0.0")), "warning")
     assert "no image of voc_seg_train has labels for segmentation" in findings[0]
     assert "none of the first 32 images teaches segmentation" in findings[1]
+
+
+def test_few_labels_and_nobody_to_fill_in(tiny_config: Callable[..., Any]) -> None:
+    """A share of .25 of the masks: told, with what leaves the others out; of .5 not."""
+    (line,) = told(check_data(tiny_config("run", "DATASETS.KEEP_SEM_SEG", "0.25")), "warning")
+    assert "images have labels for segmentation: the others teach it nothing" in line
+    left_out = ("DATASETS.KEEP_SEM_SEG", "0.25", "DATASETS.REQUIRE_LABELS", "('segmentation',)")
+    for pairs in (left_out, ("DATASETS.KEEP_SEM_SEG", "0.5")):
+        assert told(check_data(tiny_config("run", *pairs)), "warning") == []

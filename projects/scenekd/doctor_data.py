@@ -77,6 +77,16 @@ def check_labels(facts: Facts) -> list[Finding]:
         if not labelled and policy == "ground_truth":
             what = f"no image of {facts.train.name} has labels for {task}: nothing teaches it"
             findings.append(warning(what, f"choose another split, or {key} teacher"))
+        elif (
+            2 * labelled < len(facts.train)
+            and policy == "ground_truth"
+            and facts.cfg.DISTILL.TEACHER != "online"
+        ):
+            what = (
+                f"{labelled} of {len(facts.train)} images have labels for {task}: the others teach it nothing"
+            )
+            fix = f"if they teach no other task either: DATASETS.REQUIRE_LABELS \"('{task}',)\"; or {key} fill_missing"
+            findings.append(warning(what, fix))
         if labelled == len(facts.train) and policy == "fill_missing":
             what = f"{key} fill_missing: every image has labels for {task}, so the teacher is never asked"
             findings.append(warning(what, "choose combined, or another policy"))
