@@ -121,7 +121,7 @@ def test_both_engines_learn_alike(config):
     assert [line["phase"] for line in first] == [line["phase"] for line in second]
     for one, other in zip(first, second):
         for name, value in one.items():
-            if isinstance(value, float):
+            if isinstance(value, float) and name != "cpu_time":  # what it cost is not what it learnt
                 assert value == pytest.approx(other[name], abs=1e-5), name
     weights, others = map(_weights, runs)
     assert weights.keys() == others.keys()

@@ -46,7 +46,7 @@ def test_stages_from_nothing_and_again(tmp_path, monkeypatch, capsys):
 
 def test_unknown_row(monkeypatch, tmp_path):
     """A row that does not exist is told before anything is made."""
-    with pytest.raises(UserError, match="unknown row 'z'; choose of a, b, c, oracle"):
+    with pytest.raises(UserError, match="unknown row 'z'; choose of a, b, c, labelled, oracle"):
         _main(monkeypatch, "--rows", "a z", "--output", str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
@@ -54,4 +54,7 @@ def test_unknown_row(monkeypatch, tmp_path):
 def test_rows_differ_only_in_what_they_learn_from():
     """No row may change steps, seeds, data order or network: the comparison would not be paired."""
     for _, overrides in quickstart.ROWS.values():
-        assert all(key.startswith(("DISTILL.", "DATASETS.KEEP_")) for key in overrides[::2])
+        assert all(
+            key.startswith(("DISTILL.", "DATASETS.KEEP_", "DATASETS.REQUIRE_LABELS"))
+            for key in overrides[::2]
+        )
