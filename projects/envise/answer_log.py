@@ -51,7 +51,10 @@ class AnswerTable:
 
     def of(self, *phases: str) -> AnswerTable:
         """The samples of some phases."""
-        chosen = np.isin(self.phase, phases)
+        return self.where(np.isin(self.phase, phases))
+
+    def where(self, chosen: np.ndarray) -> AnswerTable:
+        """The samples of a (S,) bool mask."""
         return AnswerTable(**{name: column[chosen] for name, column in vars(self).items()})
 
 

@@ -54,9 +54,10 @@ class Outcome:
     def between(self, start: int, end: int) -> Outcome:
         """Of the samples from ``start`` to below ``end``; without features, which are too few in a part."""
         kept = (self.table.position >= start) & (self.table.position < end)
-        table = AnswerTable(**{name: column[kept] for name, column in vars(self.table).items()})
         label, outlier, teacher = self.label[kept], self.outlier[kept], self.teacher[kept]
-        return Outcome(table, label, outlier, teacher, np.empty((0, 0)), np.empty(0, np.int64))
+        return Outcome(
+            self.table.where(kept), label, outlier, teacher, np.empty((0, 0)), np.empty(0, np.int64)
+        )
 
 
 def judge(run: OnlineRun, table: AnswerTable, *, ask_teacher: bool) -> Outcome:
