@@ -54,11 +54,42 @@ def test_calibration_takes_inlier_classes_alone():
     phases.learnt(19, np.ones(20, bool), labels)
     assert phases.inlier_classes().tolist() == [True, True, False]
     scores = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 5.0, 6.0])
-    phases.calibrated(31, scores, np.array([0] * 5 + [1] * 5 + [2] * 2))
+    labels = np.array([0] * 5 + [1] * 5 + [2] * 2)
+    phases.calibrated(31, scores, labels, labels)
     # Ten inlier scores, 8 of which lie at or below .8
     assert phases.phase == ANSWER
     assert phases.threshold == 0.8
-    assert phases.is_unfamiliar(np.array([0.8, 0.81, np.nan])).tolist() == [False, True, True]
+    gate = np.array([0.8, 0.81, np.nan]), np.array([0, 0, 0])
+    assert phases.is_unfamiliar(*gate).tolist() == [False, True, True]
+    assert phases.is_unfamiliar(np.array([0.1]), np.array([2])).tolist() == [False]  # unless HAND_ON_RARE
+
+
+def test_what_the_student_takes_for_rare_is_handed_on():
+    """With HAND_ON_RARE an answer of class 2 goes to the teacher, whatever its score, and such samples of the
+    calibration move no threshold: of .1 … .8 four fifths are .7, the seventh."""
+    online = {"WINDOW": 20, "AGREEMENT": 0.5, "CALIBRATION": 10, "TPR": 0.8, "INLIER_MIN_SHARE": 0.1}
+    phases = _phases(**online, HAND_ON_RARE=True)
+    phases.learnt(19, np.ones(20, bool), np.array([0] * 10 + [1] * 9 + [2]))
+    answers = np.array([0] * 4 + [1] * 4 + [2] * 2)
+    phases.calibrated(29, np.arange(1, 11) / 10, np.array([0] * 4 + [1] * 6), answers)
+    assert phases.threshold == 0.7
+    scores = np.array([0.7, 0.71, 0.0])
+    assert phases.is_unfamiliar(scores, np.array([0, 0, 2])).tolist() == [False, True, True]
+
+
+def test_disagreement_lowers_the_threshold():
+    """Of scores 1 … 10 the student is wrong at 5 and 9: below TPR's 9, a share of 2 of 9. A fifth allows up to 8 (1 of
+    8), a tenth up to 4; one half changes nothing; without any disagreement allowed 4 as well. Scores that are no number
+    and their samples do not count, and a given threshold is what it is."""
+    scores, agreed = np.arange(1.0, 11), ~np.isin(np.arange(1, 11), (5, 9))
+    for allowed, expected in ((1.0, 9), (0.5, 9), (0.2, 8), (0.1, 4), (0.0, 4)):
+        options = _phases(TPR=0.9, MAX_DISAGREEMENT=allowed)._options
+        assert gate_threshold(scores, options, agreed) == expected
+        more = np.append(scores, np.nan), np.append(agreed, False)
+        assert gate_threshold(more[0], options, more[1]) == expected
+    assert gate_threshold(scores, _phases(THRESHOLD=(6.0,), MAX_DISAGREEMENT=0.1)._options, agreed) == 6
+    with pytest.raises(UserError, match="ONLINE.MAX_DISAGREEMENT: of the 10 inliers .* more than 10.0%"):
+        gate_threshold(scores, _phases(TPR=0.9, MAX_DISAGREEMENT=0.1)._options, np.arange(10) > 1)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +196,7 @@ def test_renewed_reservoir():
         ({"BATCH_SIZE": 0}, "ONLINE.BATCH_SIZE: 0 must be at least 1"),
         ({"KD_WEIGHT": -1.0}, "ONLINE.KD_WEIGHT: -1.0 must be at least 0"),
         ({"AGREEMENT": 1.5}, "ONLINE.AGREEMENT: 1.5 is no share between 0 and 1"),
+        ({"MAX_DISAGREEMENT": 2.0}, "ONLINE.MAX_DISAGREEMENT: 2.0 is no share between 0 and 1"),
         ({"TPR": 1.0}, "ONLINE.TPR: 1.0 must lie between 0 and 1: at 1 no sample is unfamiliar"),
         ({"KD_TEMPERATURE": 0.0}, "ONLINE.KD_TEMPERATURE: 0.0 must be above 0"),
         ({"CE_WEIGHT": 0.0}, "CE_WEIGHT and KD_WEIGHT are both 0"),

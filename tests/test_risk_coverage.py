@@ -18,7 +18,9 @@ def test_by_hand():
     assert curve.threshold.tolist() == [1, 2, 3, 4]
     assert (curve.aurc, curve.best_aurc) == pytest.approx((1 / 3, 5 / 24))
     assert curve.coverage_at(0.4) == 0.75 and curve.coverage_at(0.0) == 0.25
-    assert risk_coverage([1.0], [True]).coverage_at(0.5) == 0
+    assert curve.threshold_at(0.4) == 3 and curve.threshold_at(0.4, 2.5) == 1
+    nothing = risk_coverage([1.0], [True])
+    assert nothing.coverage_at(0.5) == 0 and nothing.threshold_at(0.5) == -np.inf
 
 
 def test_ties_in_expectation():

@@ -26,7 +26,7 @@ from .answer_log import AnswerTable
 from .outcome import Outcome, ask_about, finite_scores, images_of
 from .phases import ANSWER, CALIBRATE, Phases
 from .run import OnlineRun
-from .scores import fit_score, gate_threshold, look, scores_of
+from .scores import fit_score, look, scores_of
 
 OF_SCORES = ("auroc", "fpr95", "detection_error", "aupr_in", "aupr_out")
 OF_SYSTEM = ("share_to_teacher", "accuracy", "gie")
@@ -148,7 +148,7 @@ class _Judge:
         answered: np.ndarray,
     ) -> None:
         table, phases = outcome.table, run.distiller.phases
-        self._inlier = phases.inlier_classes()[table.teacher[calibration]]
+        self._phases, self._calibrated = phases, (table.teacher[calibration], table.student[calibration])
         # What ONLINE.THRESHOLD gives is of the gate's own score.
         self._options = dataclasses.replace(run.distiller.options, threshold=())
         self._operations, self._label = operations, outcome.label[answered]
@@ -165,11 +165,12 @@ class _Judge:
             metrics = outlier_metrics(values[~self._outlier], values[self._outlier]).percentages()
             found = {metric: metrics[metric] for metric in OF_SCORES}
         try:
-            threshold = gate_threshold(calibration[self._inlier], self._options)
+            threshold, _ = self._phases.fit(calibration, *self._calibrated, self._options)
         except UserError as error:
             logger.warning("ONLINE.COMPARE_SCORES: %s has no threshold: %s", name, error)
             return found
-        sent, (student, teacher) = ~(scores <= threshold), self._operations
+        sent = ~(scores <= threshold) | self._phases.is_rare(self._student)
+        student, teacher = self._operations
         found["share_to_teacher"] = 100 * float(sent.mean())
         if teacher.ops:
             gain = gain_in_efficiency(student.ops, teacher.ops, len(sent), int(sent.sum()))

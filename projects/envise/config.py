@@ -93,6 +93,11 @@ def add_envise_config(cfg: CN) -> None:
     # Then CALIBRATION samples are scored without training; the threshold leaves TPR of those of inlier classes below
     node.CALIBRATION = 500
     node.TPR = 0.95
+    # Of those the student may answer otherwise than the teacher in so large a share of what lies below the threshold,
+    # else the threshold is lowered until it holds (selective risk, Geifman and El-Yaniv, NeurIPS 2017); 1: any
+    node.MAX_DISAGREEMENT = 1.0
+    # Whether a sample that the student takes for a class that is no inlier class goes to the teacher, too
+    node.HAND_ON_RARE = False
     # Inlier classes are those with at least this share of the teacher's answers since learning began: no labels
     node.INLIER_MIN_SHARE = 0.005
     # max_softmax | max_logit | energy | odin | mahalanobis | vim | knn | attention; those of scenekd.outliers that see

@@ -147,14 +147,15 @@ class OnlineDistiller:
         scores, logits = scores_of(self.score, self.student, images, seen), seen[1]
         student, teacher = _top(logits), _top(self.teacher.logits(images))
         everything = np.ones(len(batch), bool)
-        self.phases.calibrated(int(batch.positions[-1]), scores, teacher)
+        self.phases.calibrated(int(batch.positions[-1]), scores, teacher, student)
         return Answers(CALIBRATE, batch.positions, teacher, everything, everything, student, teacher, scores)
 
     def _answer(self, batch: StreamBatch) -> Answers:
         images = batch.images.to(self._device).float()
         seen = look(self.student, images)
         scores, logits = scores_of(self.score, self.student, images, seen), seen[1]
-        student, unfamiliar = _top(logits), self.phases.is_unfamiliar(scores)
+        student = _top(logits)
+        unfamiliar = self.phases.is_unfamiliar(scores, student)
         draws = [draw_rng(self._cfg.SEED, int(at), STREAM_AUDIT).random() for at in batch.positions]
         audited = ~unfamiliar & (np.array(draws) < self.options.audit_share)
         asked = unfamiliar | audited

@@ -11,7 +11,14 @@ from scenekd.errors import UserError
 
 _AT_LEAST_ONE = ("batch_size", "updates", "window", "windows", "calibration", "audit_window", "gate_window")
 _AT_LEAST_ZERO = ("ce_weight", "kd_weight", "replay_size", "replay_batch")
-_SHARES = ("agreement", "inlier_min_share", "audit_share", "audit_agreement", "gate_share")
+_SHARES = (
+    "agreement",
+    "inlier_min_share",
+    "audit_share",
+    "audit_agreement",
+    "gate_share",
+    "max_disagreement",
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,8 @@ class OnlineOptions:
     windows: int
     calibration: int
     tpr: float
+    max_disagreement: float
+    hand_on_rare: bool
     inlier_min_share: float
     threshold: tuple[float, ...]
     audit_share: float
@@ -59,6 +68,8 @@ class OnlineOptions:
             "windows": node.WINDOWS,
             "calibration": node.CALIBRATION,
             "tpr": node.TPR,
+            "max_disagreement": node.MAX_DISAGREEMENT,
+            "hand_on_rare": node.HAND_ON_RARE,
             "inlier_min_share": node.INLIER_MIN_SHARE,
             "threshold": node.THRESHOLD,
             "audit_share": node.AUDIT_SHARE,

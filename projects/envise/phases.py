@@ -46,6 +46,7 @@ class Phases:
         self._class_counts = np.zeros(self._num_classes, np.int64)
         self._scores: list[float] = []
         self._score_labels: list[int] = []
+        self._score_answers: list[int] = []
         options = self._options
         self._audits = deque[bool](maxlen=options.audit_window)
         self._gates = deque[bool](maxlen=options.gate_window)
@@ -81,25 +82,45 @@ class Phases:
         """(C,) bool: classes that the teacher named often enough while the student learnt."""
         return self._class_counts >= self._options.inlier_min_share * max(1, self._class_counts.sum())
 
-    def calibrated(self, position: int, scores: np.ndarray, labels: np.ndarray) -> None:
-        """A batch of CALIBRATE: the student's scores (N,) and the teacher's answers (N,). Enough of them change the
-        phase after the batch.
+    def calibrated(self, position: int, scores: np.ndarray, labels: np.ndarray, answers: np.ndarray) -> None:
+        """A batch of CALIBRATE: the student's scores (N,), the teacher's answers (N,) and the student's (N,). Enough of
+        them change the phase after the batch.
 
         Raises:
             UserError: no threshold can be fitted, or no sample reaches a given one.
         """
         self._scores += [float(score) for score in scores]
         self._score_labels += [int(label) for label in labels]
+        self._score_answers += [int(answer) for answer in answers]
         if len(self._scores) < self._options.calibration:
             return
-        inlier = self.inlier_classes()[np.array(self._score_labels)]
-        self.threshold = gate_threshold(np.array(self._scores)[inlier], self._options)
-        self._change(position, ANSWER, f"threshold {self.threshold:.6g} of {int(inlier.sum())} inliers")
-        self._scores, self._score_labels = [], []
+        labels, answers = np.array(self._score_labels), np.array(self._score_answers)
+        self.threshold, used = self.fit(np.array(self._scores), labels, answers, self._options)
+        self._change(position, ANSWER, f"threshold {self.threshold:.6g} of {used} inliers")
+        self._scores, self._score_labels, self._score_answers = [], [], []
 
-    def is_unfamiliar(self, scores: np.ndarray) -> np.ndarray:
-        """(N,) bool, for (N,) scores: above the threshold, or not a number."""
-        return ~(scores <= self.threshold)
+    def fit(
+        self, scores: np.ndarray, labels: np.ndarray, answers: np.ndarray, options: OnlineOptions
+    ) -> tuple[float, int]:
+        """The threshold of calibration samples, and how many of them it is of: those of inlier classes by the teacher
+        that would not go to the teacher anyway.
+
+        Args:
+            scores: (N,). labels, answers: (N,) of the teacher and of the student. options: of the gate.
+
+        Raises:
+            UserError: as of :meth:`calibrated`.
+        """
+        used = self.inlier_classes()[labels] & ~self.is_rare(answers)
+        return gate_threshold(scores[used], options, (labels == answers)[used]), int(used.sum())
+
+    def is_rare(self, answers: np.ndarray) -> np.ndarray:
+        """(N,) bool, of the student's answers (N,): no inlier class, where that hands a sample on."""
+        return self._options.hand_on_rare & ~self.inlier_classes()[answers]
+
+    def is_unfamiliar(self, scores: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """(N,) bool, for (N,) scores and answers of the student: above the threshold, not a number, or rare."""
+        return ~(scores <= self.threshold) | self.is_rare(answers)
 
     def answered(self, position: int, unfamiliar: np.ndarray, audits: Sequence[bool]) -> bool:
         """A batch of ANSWER: what was unfamiliar (N,) bool, and whether the two agreed in each sample of the audit.
@@ -136,6 +157,7 @@ class Phases:
             "class_counts": self._class_counts.tolist(),
             "scores": list(self._scores),
             "score_labels": list(self._score_labels),
+            "score_answers": list(self._score_answers),
             "audits": list(self._audits),
             "gates": list(self._gates),
         }
@@ -149,5 +171,6 @@ class Phases:
         self._agreed, self._counted, self._good = state["window"]
         self._class_counts = np.array(state["class_counts"], np.int64)
         self._scores, self._score_labels = list(state["scores"]), list(state["score_labels"])
+        self._score_answers = list(state["score_answers"])
         self._audits.extend(state["audits"])
         self._gates.extend(state["gates"])

@@ -13,6 +13,7 @@ from fvcore.common.config import CfgNode
 from torch import Tensor, nn
 
 from scenekd.errors import UserError
+from scenekd.evaluation.risk_coverage import risk_coverage
 from scenekd.losses.attention_maps import last_linear
 from scenekd.outliers import (
     SCORES,
@@ -160,14 +161,19 @@ def _look_at_all(
     return features, logits
 
 
-def gate_threshold(scores: np.ndarray, options: OnlineOptions) -> float:
-    """That of ``ONLINE``: fitted at ``TPR`` on the finite ones of (N,) inlier scores, see
-    :func:`scenekd.outliers.fit_threshold`; or the given ``THRESHOLD``.
+def gate_threshold(scores: np.ndarray, options: OnlineOptions, agreed: np.ndarray | None = None) -> float:
+    """That of ``ONLINE``: fitted at ``TPR`` on the finite ones of the inliers' scores, see
+    :func:`scenekd.outliers.fit_threshold`, and lowered to what ``MAX_DISAGREEMENT`` allows; or the given ``THRESHOLD``.
+
+    Args:
+        scores: (N,), of inliers. agreed: (N,) bool, whether student and teacher agree; None: ``MAX_DISAGREEMENT``
+            does not count.
 
     Raises:
-        UserError: nothing to fit on, or the gate would never or always open.
+        UserError: nothing to fit on, the gate would never or always open, or they disagree too often at any threshold.
     """
-    scores = scores[np.isfinite(scores)]
+    finite = np.isfinite(scores)
+    scores = scores[finite]
     if not len(scores):
         raise UserError(
             "ONLINE.CALIBRATION: no sample of an inlier class with a finite score; lower ONLINE.INLIER_MIN_SHARE "
@@ -188,5 +194,14 @@ def gate_threshold(scores: np.ndarray, options: OnlineOptions) -> float:
         raise UserError(
             f"{name}: the {len(scores)} inlier scores lie in {scores.min():.6g}…{scores.max():.6g}; every sample "
             f"exceeds {threshold:.6g}, the student would never answer; raise it"
+        )
+    if agreed is None or options.max_disagreement == 1 or options.threshold:
+        return threshold
+    allowed = options.max_disagreement
+    threshold = risk_coverage(scores, ~agreed[finite]).threshold_at(allowed, threshold)
+    if threshold < scores.min():
+        raise UserError(
+            f"ONLINE.MAX_DISAGREEMENT: of the {len(scores)} inliers of the calibration the student answers more than "
+            f"{allowed:.1%} otherwise than the teacher, whatever the threshold; raise it, or ONLINE.AGREEMENT"
         )
     return threshold

@@ -8,6 +8,7 @@ Shape shorthand: N: samples; K: distinct scores.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,11 @@ class RiskCoverage:
         """The largest coverage whose risk is at most ``risk`` (in 0…1); 0 where there is none."""
         within = self.coverage[self.risk <= risk]
         return float(within.max()) if len(within) else 0.0
+
+    def threshold_at(self, risk: float, highest: float = math.inf) -> float:
+        """The largest threshold up to ``highest`` with a risk of at most ``risk``; minus infinity: there is none."""
+        within = self.threshold[(self.risk <= risk) & (self.threshold <= highest)]
+        return float(within.max()) if len(within) else -math.inf
 
 
 def risk_coverage(scores: Any, wrong: Any) -> RiskCoverage:
