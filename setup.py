@@ -43,6 +43,7 @@ EXTRAS = {
         "types-PyYAML",
         *ONNX,
         "timm",
+        "ninja",  # builds the kernels of packed bits, with a compiler where there is one
     ],
     # Not on a package registry: pip builds it from its public source.
     "detectron2": [

@@ -22,6 +22,7 @@ SUITES = [
     "cache",
     "cascade",
     "data",
+    "deployed",
     "distill",
     "evaluation",
     "losses",
@@ -46,6 +47,7 @@ def registered():
     importlib.import_module("blindnet.benchmark_rescore")
     importlib.import_module("envise.benchmark_binary")
     importlib.import_module("envise.benchmark_cascade")
+    importlib.import_module("envise.benchmark_trained")
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -15,18 +15,20 @@ from envise_runs import StreamFolder
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from envise import run, session
+from envise import benchmark_trained, run, session
 from envise.answer_log import AnswerLog
 from envise.phases import ANSWER, CALIBRATE, LEARN
 from envise.scores import build_score, online_scores
 from envise.stream import build_stream
 from envise.students import build_student
 from scenekd import checkpoint
+from scenekd.benchmark.options import Options
 from scenekd.config import load_config
 from scenekd.engines.select import choose_engine
 from scenekd.engines.session import train_once
 from scenekd.errors import UserError
 from scenekd.models import build_model
+from scenekd.nets.packed_native import library
 from scenekd.recorder import read_metrics
 
 pytestmark = pytest.mark.usefixtures("plain_dumps")
@@ -303,3 +305,26 @@ def test_answers_that_were_cut(tmp_path):
     assert log.read().position.tolist() == [0]
     log.begin(0)
     assert len(log.read()) == 0
+
+
+def test_a_finished_run_is_timed_as_it_was_trained(config, tmp_path):
+    """The last 40 samples that the student answered, with the run's own gate; the files of the run stay as they are."""
+    if library() is None:
+        pytest.skip("the packed kernels need a C++ compiler and ninja")
+    cfg = config(
+        "out", MODEL={"DEVICE": "cpu", "ENVISE": {"NETWORK": "bireal_resnet20"}}, ONLINE={"AGREEMENT": 0.5}
+    )
+    results = _train(cfg)["stream"]
+    folder = Path(cfg.OUTPUT_DIR)
+    before = {path: path.read_bytes() for path in folder.glob("*.[pcj]*")}
+    packed, simulated = benchmark_trained.suite(Options(tmp_path, "tiny", repeat=1, run=folder))
+    table = AnswerLog(folder).read()
+    assert min(len(table.of(ANSWER)), results["samples_answering"]) >= 40
+    handed = table.where(table.position >= 200).by_teacher.mean()
+    for row in (packed, simulated):
+        assert f"{handed:.1%} handed on" in row.detail and "the teacher's 100.0%" in row.detail
+    assert before == {path: path.read_bytes() for path in folder.glob("*.[pcj]*")}
+    never = config("never", ONLINE={"WINDOWS": 100})
+    _train(never)
+    with pytest.raises(UserError, match="--run: .* no finished run whose student answers"):
+        list(benchmark_trained.suite(Options(tmp_path, "tiny", run=Path(never.OUTPUT_DIR))))

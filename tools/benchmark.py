@@ -18,7 +18,7 @@ import cv2  # noqa: E402
 import torch  # noqa: E402
 
 from blindnet import benchmark_rescore  # noqa: E402, F401 - it registers
-from envise import benchmark_binary, benchmark_cascade  # noqa: E402, F401 - they register
+from envise import benchmark_binary, benchmark_cascade, benchmark_trained  # noqa: E402, F401 - they register
 from fcn_kd import benchmark_distill  # noqa: E402, F401 - it registers
 from kd_mtl import benchmark_model, benchmark_train  # noqa: E402, F401 - they register
 from scenekd.benchmark import cache, data, evaluation, losses, matching  # noqa: E402, F401 - they register
@@ -37,6 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), metavar="N")
     parser.add_argument("--quick", action="store_true", help="small sizes: preliminary numbers")
     parser.add_argument("--checkpoint", metavar="FILE", help="a SceneKD checkpoint, for the error of warping")
+    parser.add_argument("--run", metavar="DIR", help="a finished run of envise, for the suite deployed")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args(argv)
 
@@ -56,6 +57,7 @@ def main() -> None:
             repeat=args.repeat,
             data=Path(folder) if folder else None,
             checkpoint=Path(args.checkpoint) if args.checkpoint else None,
+            run=Path(args.run) if args.run else None,
         )
         about = machine(args.threads)
         print(header(about, options) + "\n", flush=True)

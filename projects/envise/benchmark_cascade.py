@@ -3,7 +3,7 @@ triplet loss against one without, on one thread.
 
 Student and teacher are not trained, for time does not depend on weights: the threshold is set so that the gate hands on
 what it would with every outlier unfamiliar and the default ``ONLINE.TPR`` of the inliers familiar. How right such a
-cascade is, a study tells.
+cascade is, a study tells; the suite ``deployed`` times one as it was trained.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ _CASES = (  # student, teacher, side, batch
     ("reactnet_resnet20", "cifar_resnet56", 32, 16),
     ("bireal_resnet20", "cifar_resnet110", 32, 16),
 )
+# Whatever the answers are, the student goes on answering
+GOES_ON = {"AUDIT_AGREEMENT": 0.0, "GATE_SHARE": 1.0}
 _STEPS = ((1, True), (1, False), (8, True))  # updates a batch, whether the maps come from the linear heads
 
 
@@ -91,15 +93,31 @@ def _cascade(options: Options, student: str, teacher: str, side: int, batch: int
     if library() is None:
         yield Row(NAME, name, detail="the kernels of packed bits need a C++ compiler and ninja")
         return
-    # Whatever the answers are, the student goes on answering
-    cfg = _config(options, student, teacher, side, AUDIT_AGREEMENT=0.0, GATE_SHARE=1.0)
+    cfg = _config(options, student, teacher, side, **GOES_ON)
     asked, _ = build_stream_teacher(cfg, CLASSES)
     stream = _batches(options.pick(640, 320, 16), batch, side)
-    distiller = _answering(_distiller(cfg, asked), stream)
+    yield from timed(
+        options, _answering(_distiller(cfg, asked), stream), stream, name, "untrained, threshold set"
+    )
+
+
+def timed(
+    options: Options,
+    distiller: OnlineDistiller,
+    stream: Sequence[StreamBatch],
+    name: str,
+    about: str,
+    suite: str = NAME,
+) -> Iterator[Row]:
+    """A student that answers, by packed bits and in the simulation, against its teacher alone, over the same batches.
+
+    Args:
+        name: of the rows. about: of student and gate, for their details.
+    """
 
     def alone() -> None:
         for part in stream:
-            asked.logits(part.images.float()).argmax(1)
+            distiller.teacher.logits(part.images.float()).argmax(1)
 
     def cascade() -> None:
         for part in stream:
@@ -119,10 +137,10 @@ def _cascade(options: Options, student: str, teacher: str, side: int, batch: int
         how = "on packed bits" if packed else "in the float simulation"
         detail = (
             f"one thread, {times.describe('teacher alone')} for {sum(map(len, stream))} samples; the student {how}; "
-            f"untrained, threshold set: {handed / samples:.1%} handed on, {to_teacher / samples:.1%} asked with audits"
+            f"{about}: {handed / samples:.1%} handed on, {to_teacher / samples:.1%} asked with audits"
         )
         title = name if packed else name.replace("cascade", "cascade without packed bits")
-        yield Row(NAME, title, *times.cost, target=target, detail=detail)
+        yield Row(suite, title, *times.cost, target=target, detail=detail)
 
 
 def _answering(distiller: OnlineDistiller, stream: Sequence[StreamBatch]) -> OnlineDistiller:

@@ -30,6 +30,7 @@ class Options:
         repeat: samples of each side; 0: the suite's own number.
         data: folder of real data (``voc_mini``, ``voc_pool_320``), or None.
         checkpoint: a SceneKD checkpoint with a segmentation task, or None.
+        run: folder of a finished run over a stream, or None.
         devices: that torch can compute on here.
     """
 
@@ -38,6 +39,7 @@ class Options:
     repeat: int = 0
     data: Path | None = None
     checkpoint: Path | None = None
+    run: Path | None = None
     devices: tuple[str, ...] = field(
         default_factory=lambda: ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     )
