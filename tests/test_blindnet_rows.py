@@ -14,7 +14,7 @@ from scenekd.study.sweep import settings
 
 TABLE = read_table(STUDY.folder / "rows.yaml")
 NODE = "MODEL.BLINDNET"
-BUDGET = {"full", "prior", "transfer"}  # roles that may change steps and rate
+BUDGET = {"full", "prior", "transfer", "blitznet"}  # roles that may change steps and rate
 
 
 @pytest.fixture(params=("paper", "scenes", "small", "smoke"), scope="module")
@@ -69,7 +69,8 @@ def test_no_published_numbers():
 
 def test_every_network_has_a_row(configs):
     """All that can be trained is in the table, each comparison at one seed and set of keys."""
-    assert {cfg.MODEL.BLINDNET.NETWORK for cfg in configs.values()} == {*NETWORKS, "transfer"}
+    own = [cfg for cfg in configs.values() if cfg.SYSTEM == "blindnet"]
+    assert {cfg.MODEL.BLINDNET.NETWORK for cfg in own} == {*NETWORKS, "transfer"}
 
 
 def test_stages_make_what_the_rows_read(runs, configs):
@@ -85,6 +86,20 @@ def test_stages_make_what_the_rows_read(runs, configs):
         assert ("transfer" if role == "supervised_trunk" else "context") == trunk.MODEL.BLINDNET.NETWORK
         for key in ("TRUNK", "TRUNK_WIDTH", "NORM", "OUTPUT_STRIDE"):
             assert trunk.MODEL.BLINDNET[key] == configs[name].MODEL.BLINDNET[key]
+
+
+def test_blitznets_trunks_fit(runs, configs):
+    """Of the trunks that BlitzNet begins with the norms and the width are its own, and the pictures others."""
+    rows = [name for name in configs if name.startswith("t.blitznet.") and "random" not in name]
+    assert len(rows) == (6 if runs.preset.name in ("scenes", "smoke") else 0)
+    for name in rows:
+        net = configs[name].MODEL.BLITZNET
+        stage = runs.preset.stages[net.PRETRAINED.split("/")[-2]]
+        assert stage["role"] in TABLE.row(name).roles
+        trunk = runs.config(TABLE.row("context"), 0, "x", keys=stage["keys"])
+        for key in ("TRUNK", "TRUNK_WIDTH", "NORM"):
+            assert trunk.MODEL.BLINDNET[key] == net[key]
+        assert not set(trunk.DATASETS.TRAIN) & set(configs[name].DATASETS.TRAIN)
 
 
 def test_equal_settings_are_one_run(runs, configs):

@@ -37,6 +37,8 @@ STUDY = StudySpec(
         Metric("ECE", TASK, lower=True, compared=False),
         Metric("gap_covered", TASK, compared=False),
         Metric("mAP", "multi_label"),
+        Metric("box_mAP", "bbox", read=lambda cfg, numbers: float(numbers["mAP"])),
+        Metric("mIoU", "sem_seg"),
     ),
     simplify=simplify,
     drawers=DRAWERS,

@@ -6,7 +6,7 @@ CAVEATS      sentences that the page shows
 DATA         default of ``--data``; ``$NAME`` stands for an environment variable
 DEFAULT      what is run without ``--only``
 MIN_IMAGES   classes with fewer test images are left out of the means
-COMMON       keys laid over every row
+COMMON       keys laid over every row, but for those of another system (``common: False``)
 ROLES        name → keys laid over the rows that have the role; ``<role>.validation`` on top of them where settings
              are chosen, on images apart from the test set
 STAGES       what is prepared first, see :mod:`.stages`
@@ -48,8 +48,10 @@ class Preset:
     stages: Mapping[str, Mapping[str, Any]]
     unavailable: Mapping[str, str]
 
-    def overlays(self, roles: Sequence[str], *, validation: bool = False) -> list[Mapping[str, Any]]:
-        """The trees of keys that are laid over a row.
+    def overlays(
+        self, roles: Sequence[str], *, validation: bool = False, common: bool = True
+    ) -> list[Mapping[str, Any]]:
+        """The trees of keys that are laid over a row; ``common``: COMMON is one of them.
 
         Raises:
             UserError: the preset does not know a role, or has no validation split for any.
@@ -63,7 +65,7 @@ class Preset:
             if not apart:
                 raise UserError(f"preset {self.name}: no validation split for the roles {', '.join(roles)}")
             names += apart
-        return [self.common, *(self.roles[name] for name in names)]
+        return [*([self.common] if common else []), *(self.roles[name] for name in names)]
 
     def why_unavailable(self, row: Row) -> str:
         """Why the preset has no such row; empty where it has."""

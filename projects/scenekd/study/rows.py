@@ -12,7 +12,8 @@ it); ``set`` (key → value, on top of the file); ``published`` (metric → perc
 compared with, the first one in the figures too); ``headroom`` (ids of the rows that learn from the labels at hand and
 from all labels); ``note``; ``kind`` (``train``; ``test``: ``MODEL.WEIGHTS`` as they are; ``filter``: a scored teacher,
 see :mod:`.filters`); ``same_time`` (see :mod:`.same_time`); ``parts`` (of the results those that the row shows: a task,
-or ``task/prefix`` for the numbers named ``prefix/<name>``; so one run can be several rows).
+or ``task/prefix`` for the numbers named ``prefix/<name>``; so one run can be several rows); ``common`` (False: the
+preset's COMMON is not laid over it, for it is of another system and has other keys).
 Keys of ``set``, ``vary`` and a sweep's grid reach into lists by number (``DISTILL.LOSSES.0.WEIGHT``); ``KEY *``
 multiplies what file and preset say.
 Of several: their ids are ``<id>@<x>``, their points ``{x, value (x by default), <metric>: published}``, and ``{x}``
@@ -48,6 +49,7 @@ _FIELDS = {
     "kind",
     "same_time",
     "parts",
+    "common",
 }
 
 
@@ -70,6 +72,7 @@ class Row:
     kind: str = "train"
     same_time: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
+    common: bool = True
 
 
 @dataclass(frozen=True)
@@ -250,6 +253,7 @@ def _row(entry: Mapping[str, Any], series: str, path: Path, point: Mapping[str, 
         kind=str(entry.get("kind", "train")),
         same_time=texts("same_time"),
         parts=texts("parts"),
+        common=bool(entry.get("common", True)),
     )
 
 

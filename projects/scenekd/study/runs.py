@@ -91,7 +91,7 @@ class Runs:
         Raises:
             UserError: a file is missing, or a key unknown.
         """
-        overlays = self.preset.overlays(row.roles, validation=validation)
+        overlays = self.preset.overlays(row.roles, validation=validation, common=row.common)
         pairs = [*self.overrides, "SEED", str(seed), "OUTPUT_DIR", str(self.output / folder)]
         if row.file not in self._files:
             self._files[row.file] = read_config(row.file)

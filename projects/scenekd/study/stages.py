@@ -6,7 +6,8 @@ scenes   ``folder, splits`` (name → images), ``seed``: drawn pictures.
 lists    ``source, folder, lists``: a VOC-layout folder that shows the images of ``source`` and has lists of its own.
 coco     ``source, folder, part, share``: a COCO-layout folder with a share of ``part``'s images held out.
 crops    ``source, folder, splits, classes, size, margin``: the objects of a VOC-layout folder as images of one class.
-train    ``file, keys``: a network, laid over by COMMON, those of ``roles`` and ``keys``, in ``{output}/stages/<name>``.
+train    ``file, keys``: a network, laid over by COMMON, those of ``roles`` and ``keys``, in ``{output}/stages/<name>``;
+         ``common: False`` for one of another system, over which COMMON is not laid.
 cache    ``file, keys, task``: what the teacher of a task says of ``DATASETS.TRAIN``.
 
 With ``task`` a stage is needed only by rows that learn from that task's teacher, with ``role`` only by rows that
@@ -111,7 +112,7 @@ class Stages:
 
     def _run(self, name: str, stage: Mapping[str, Any]) -> Run:
         file, roles = self.runs.table.path.parent / stage["file"], tuple(stage.get("roles", ()))
-        row = Row(name, name, "", file, name, roles=roles)
+        row = Row(name, name, "", file, name, roles=roles, common=bool(stage.get("common", True)))
         folder = f"stages/{name}"
         cfg = self.runs.config(row, int(stage.get("seed", 0)), folder, keys=stage.get("keys", {}))
         return Run(folder, cfg, row)
