@@ -14,6 +14,7 @@ from scenekd.study.presets import read_preset
 from scenekd.study.rows import read_table
 from scenekd.study.runs import Runs
 from scenekd.study.spec import find_study
+from scenekd.study.stages import Stages
 
 PRESETS = ("paper", "pool", "scenes", "small", "smoke")
 TABLE = read_table(STUDY.folder / "rows.yaml")
@@ -256,3 +257,18 @@ rows:
     path.write_text(text.replace("NAME", "c"))
     with pytest.raises(UserError, match="row a@1: no row 'c@1'"):
         read_table(path)
+
+
+def test_the_scenes_network_is_of_another_system(runs):
+    """It learns from the teachers' pictures, its keys are blindnet's own, and the cache it speaks in is its row's."""
+    row = TABLE.row("qd.context@80")
+    if runs.preset.why_unavailable(row):
+        return
+    cfg, stages = runs.config(row, 0), runs.preset.stages
+    context = Stages(runs, engine="auto", jobs=1)._run("context", stages["context"]).cfg
+    assert context.SYSTEM == "blindnet" and "BLITZNET" not in context.MODEL
+    assert str(Path(context.OUTPUT_DIR) / "model_final.pth") == cfg.TEACHER.CONTEXT.WEIGHTS
+    assert not set(context.DATASETS.TRAIN) & {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
+    cached = Stages(runs, engine="auto", jobs=1)._run("cache_context", stages["cache_context"]).cfg
+    assert cached.TEACHER == cfg.TEACHER and stages["cache_context"]["role"] in row.roles
+    assert _config(runs, "qd.both@80").TEACHER.DETECTION.CACHE != cfg.TEACHER.DETECTION.CACHE
