@@ -13,9 +13,10 @@ from blindnet_parts import CLASSES, blind_config, dataset, picture
 from tool_runner import ToolRunner
 
 from blindnet.data import HidingMapper, prepare_data
-from blindnet.detections import Found
+from blindnet.detections import Found, read_detections
 from blindnet.region_context import RegionContext
 from blindnet.rescore import judge
+from blindnet.rescore_choice import choose_rule
 from scenekd import checkpoint
 from scenekd.data.catalog import load_dataset
 from scenekd.data.records import Dataset
@@ -207,6 +208,80 @@ def test_a_prior_as_context_changes_nothing(setting, tool) -> None:
     results = json.loads((out / "results.json").read_text())
     assert results["bbox"] == results["bbox_before"] and results["coco"] == results["coco_before"]
     assert results["bbox_gain"]["AP50_interval"] == [0, 0] == results["coco_gain"]["AP_interval"]
+
+
+def test_the_least_score_is_chosen_on_held_out_images(setting, tool, capsys) -> None:
+    """One of those with the highest gain; detections below keep their scores, also by the rule of the file. No rule can
+    be fitted on detections of .99 or more, for there are none."""
+    words = (f"{NODE}.RESCORE.MIN_SCORES", (0.1, 0.3, 0.6, 0.99))
+    assert tool(*setting.arguments(*words)) == 0
+    out = setting.folder / "out"
+    rule = json.loads((out / "rule.json").read_text())
+    assert [least for least, _ in rule["tried"]] == [0.6, 0.3, 0.1]
+    gains = dict(rule["tried"])
+    assert gains[rule["min_score"]] == max(gains.values())
+    capsys.readouterr()
+    before, after = (
+        json.loads(path.read_text()) for path in (setting.folder / "val.json", out / "detections.json")
+    )
+    low = [i for i, entry in enumerate(before) if entry["score"] < rule["min_score"]]
+    assert all(before[i] == after[i] for i in low)
+    assert "gained most AP" in (out / "rescore.html").read_text()
+    again = [
+        "--weights",
+        setting.weights,
+        "--detections",
+        setting.folder / "val.json",
+        "--dataset",
+        "voc_main_val",
+    ]
+    again += ["--rule", out / "rule.json", "--output", setting.folder / "again"]
+    assert tool(*again, *setting.keys) == 0
+    assert json.loads((setting.folder / "again" / "detections.json").read_text()) == after
+    for bad in ((0.1, 2.0), ("a",)):
+        assert tool(*setting.arguments(f"{NODE}.RESCORE.MIN_SCORES", bad)) == 2
+        assert "RESCORE.MIN_SCORES: " in capsys.readouterr().err
+
+
+class _Truth:
+    """A context that knows the object in every box of a data set."""
+
+    pictures_at_once = 4
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._classes = {
+            tuple(box.tolist()): int(label)
+            for record in dataset.records
+            for box, label in zip(record.boxes, record.labels)
+        }
+
+    def __call__(self, images, boxes, weights):
+        return [
+            np.eye(10)[[self._classes[tuple(box.tolist())] for box in own]].reshape(-1, 10) for own in boxes
+        ]
+
+
+def test_a_context_that_knows_is_asked_about_all(setting) -> None:
+    """Half of the detections have the wrong class: from .1 on they are told apart, from .6 on only those above it; and
+    what is scored on held-out images is scored by a rule that has not seen them."""
+    cfg = blind_config(*setting.keys, f"{NODE}.RESCORE.MIN_SCORES", (0.1, 0.6))
+    held_out = load_dataset("voc_main_train", root=str(cfg.DATASETS.ROOT), classes=CLASSES)
+    found = read_detections(str(setting.folder / "train.json"), held_out, cfg, setting.folder)
+    rule = choose_rule(found, _Truth(held_out), cfg)
+    gains = dict(rule.tried)
+    assert rule.min_score == 0.1 and gains[0.1] > gains[0.6] > 0 and rule.weights[0] > 0
+
+
+def test_a_context_that_says_nothing_gains_nothing_on_held_out_images(setting, tool) -> None:
+    """So all candidates are equal, and the highest is taken, which costs least."""
+    cfg = blind_config(*setting.keys, f"{NODE}.NETWORK", "class_prior")
+    net = build_model(cfg)
+    net.network.observe_shares(torch.arange(1, 11) / 55)
+    checkpoint.save_model(net, cfg.dump(), setting.weights)
+    keys = (f"{NODE}.RESCORE.GROUPS", 0, f"{NODE}.RESCORE.MIN_SCORES", (0.1, 0.5))
+    assert tool(*setting.arguments(*keys)) == 0
+    rule = json.loads((setting.folder / "out" / "rule.json").read_text())
+    assert rule["tried"] == [[0.5, 0.0], [0.1, 0.0]] and rule["min_score"] == 0.5
 
 
 def test_no_detection_at_all(setting, tool, capsys) -> None:

@@ -22,8 +22,9 @@ from fvcore.common.config import CfgNode
 from blindnet.detections import read_detections
 from blindnet.region_context import RegionContext
 from blindnet.rescore import account, average_precisions, judge, out_of_context
+from blindnet.rescore_choice import choose_rule
 from blindnet.rescore_page import write_rescore_page
-from blindnet.rescore_rule import Rule, fit_rule
+from blindnet.rescore_rule import Rule
 from scenekd.config import load_config
 from scenekd.data.catalog import load_datasets
 from scenekd.data.records import Dataset
@@ -86,15 +87,7 @@ def make_rule(args: argparse.Namespace, test: Dataset, context: RegionContext, c
             raise UserError(f"{args.rule}: a rule for {len(rule.classes)} other classes; fit one with --fit")
         return rule
     found = read_detections(args.fit, held_out(args.fit_dataset, test, cfg), cfg, Path(args.output))
-    judged = judge(found, context, cfg)
-    told = judged.counted & judged.cases.known  # of the others the rule changes nothing
-    return fit_rule(
-        judged.cases.take(told),
-        judged.right[told],
-        test.classes,
-        cfg.MODEL.BLINDNET.RESCORE.TERMS,
-        seed=cfg.SEED,
-    )
+    return choose_rule(found, context, cfg)
 
 
 def main() -> None:
@@ -112,7 +105,7 @@ def main() -> None:
     context = RegionContext(predictor, groups=options.GROUPS, batch_size=cfg.TEST.BATCH_SIZE)
     found = read_detections(args.detections, test, cfg, folder)
     rule = make_rule(args, test, context, cfg)
-    judged = judge(found, context, cfg)
+    judged = judge(found, context, cfg, rule.min_score)
     scores = rule.rescore(judged.cases)
     after = judged.with_scores(scores)
     results = average_precisions(found, after, cfg)

@@ -62,11 +62,11 @@ class Judged:
         return self.found.with_scores(given.tolist())
 
 
-def judge(found: Found, context: RegionContext, cfg: CfgNode) -> Judged:
+def judge(found: Found, context: RegionContext, cfg: CfgNode, min_score: float | None = None) -> Judged:
     """Hide every detection and ask the context.
 
     Args:
-        cfg: for ``MODEL.BLINDNET.RESCORE``.
+        cfg: for ``MODEL.BLINDNET.RESCORE``. min_score: in the place of its ``MIN_SCORE``.
 
     Raises:
         UserError: the data set has other classes than the network.
@@ -78,6 +78,7 @@ def judge(found: Found, context: RegionContext, cfg: CfgNode) -> Judged:
             f"{dataset.name}: has {len(dataset.classes)} classes, the network {len(our_classes(cfg))}; set "
             "DATASETS.CLASSES to those that the network was trained on"
         )
+    least = options.MIN_SCORE if min_score is None else min_score
     places = found.positions()
     records = [record for record in dataset.records if record.image_id in places]
     own = [found.arrays(record.image_id) for record in records]
@@ -86,7 +87,7 @@ def judge(found: Found, context: RegionContext, cfg: CfgNode) -> Judged:
     for first in range(0, len(records), context.pictures_at_once):
         part = slice(first, first + context.pictures_at_once)
         images = [read_image(record) for record in records[part]]
-        asked = [one["scores"] >= options.MIN_SCORE for one in own[part]]
+        asked = [one["scores"] >= least for one in own[part]]
         rows = context(
             images,
             [one["boxes"][keep] for one, keep in zip(own[part], asked)],

@@ -66,7 +66,15 @@ def _rule(rule: Rule) -> list[Markup]:
     weights = [("logit of the score", rule.score), ("log p / m", rule.weights[0])]
     weights += list(zip(rule.terms, rule.weights[1:]))
     rows = [(name, number(float(value), 3)) for name, value in weights]
-    return [Markup(f"<p>{escape(text)}</p>"), table(("value", "weight"), rows)]
+    pieces = [Markup(f"<p>{escape(text)}</p>"), table(("value", "weight"), rows)]
+    if rule.tried:
+        tried = [(f"{least:g}", number(gain)) for least, gain in rule.tried]
+        about = (
+            f"Detections from a score of {rule.min_score:g} on are looked at: with it these images gained most AP at "
+            "IoU .5, those of each fifth by a rule of the others."
+        )
+        pieces.append(table(("from a score of", "gain in points"), tried, about))
+    return pieces
 
 
 def _out_of_context(numbers: dict[str, Any], listed: Sequence[dict[str, Any]]) -> list[Markup]:

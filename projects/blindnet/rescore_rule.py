@@ -85,6 +85,8 @@ class Rule:
         classes: C names. score: a. weights: (K,) b, of the context and then of ``terms``. marginal: (C,) m.
         centre, spread: of the logarithms that ``size`` and ``objects`` standardise. strength: of the regularisation.
         fitted_on: detections, of them right ones, pictures.
+        min_score: of the detections that are looked at; None: as the configuration says. tried: pairs of such a score
+            and the points of AP that it gained on the pictures of the fit, where it was chosen by that.
     """
 
     classes: tuple[str, ...]
@@ -96,6 +98,8 @@ class Rule:
     spread: tuple[float, float]
     strength: float
     fitted_on: tuple[int, int, int]
+    min_score: float | None = None
+    tried: tuple[tuple[float, float], ...] = ()
 
     def ratios(self, cases: Cases) -> np.ndarray:
         """(D, C): log p / m of every class, 0 where the context says nothing."""
@@ -126,6 +130,7 @@ class Rule:
             }
             rule = cls(**kinds)
             numbers = [rule.score, rule.strength, *rule.weights, *rule.marginal, *rule.centre, *rule.spread]
+            numbers += [rule.min_score or 0.0]
             if not np.isfinite(np.asarray(numbers, np.float64)).all() or rule.score <= 0:
                 raise ValueError
             if len(rule.marginal) != len(rule.classes) or len(rule.weights) != 1 + len(rule.terms):
