@@ -14,7 +14,7 @@ from .config import KEY
 from .detections import Found
 from .region_context import RegionContext
 from .rescore import Judged, average_precisions, judge
-from .rescore_rule import FOLDS, Rule, fit_rule
+from .rescore_rule import Rule, fit_rule, folds
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,8 @@ def held_out_gain(judged: Judged, cfg: CfgNode) -> float:
     """Points of AP at IoU .5 that the detections gain, those of each fold of images by a rule of the other folds; folds
     whose others fit none keep their scores."""
     cases, scores = judged.cases, judged.cases.scores.copy()
-    pictures, place = np.unique(cases.image, return_inverse=True)
-    fold = np.random.default_rng(cfg.SEED).permutation(len(pictures))[place] % FOLDS
-    for k in range(FOLDS):
+    fold = folds(cases, cfg.SEED)
+    for k in np.unique(fold):
         mine = fold == k
         try:
             rule = _rule_of(judged, ~mine, cfg)

@@ -217,14 +217,19 @@ def fit_rule(
     )
 
 
+def folds(cases: Cases, seed: int) -> np.ndarray:
+    """(D,) int64 in 0…FOLDS − 1: a picture's detections have one fold."""
+    pictures, place = np.unique(cases.image, return_inverse=True)
+    return np.asarray(np.random.default_rng(seed).permutation(len(pictures))[place] % FOLDS)
+
+
 def _choose_strength(columns: np.ndarray, cases: Cases, right: np.ndarray, classes: int, seed: int) -> float:
     """By cross-validation over pictures; the strongest of equals."""
-    pictures, place = np.unique(cases.image, return_inverse=True)
-    fold = np.random.default_rng(seed).permutation(len(pictures))[place] % FOLDS
+    fold = folds(cases, seed)
     losses = []
     for strength in STRENGTHS:
         total = 0.0
-        for k in range(min(FOLDS, len(pictures))):
+        for k in np.unique(fold):
             test = fold == k
             if not 0 < right[~test].sum() < (~test).sum():
                 continue

@@ -81,10 +81,14 @@ def _batches(count: int, size: int, side: int) -> list[StreamBatch]:
     """Drawn images; what they show does not matter."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
-    places = np.arange(count)
+    return cut(np.arange(count), images, size)
+
+
+def cut(places: np.ndarray, images: torch.Tensor, size: int) -> list[StreamBatch]:
+    """Samples of a stream as batches of ``size``."""
     return [
         StreamBatch(places[i : i + size], tuple(map(str, places[i : i + size])), images[i : i + size])
-        for i in range(0, count, size)
+        for i in range(0, len(places), size)
     ]
 
 

@@ -15,7 +15,7 @@ from scenekd.errors import UserError
 from scenekd.nets.packed_native import library
 from scenekd.registry import register
 
-from .benchmark_cascade import GOES_ON, timed
+from .benchmark_cascade import GOES_ON, cut, timed
 from .phases import ANSWER
 from .run import OnlineRun
 from .stream import StreamBatch
@@ -50,12 +50,8 @@ def _trained(options: Options, folder: Path) -> Iterator[Row]:
         raise UserError(f"--run: {folder} is no finished run whose student answers; choose another")
     first = run.distiller.phases.changes[-1][0] + 1
     places = np.arange(max(first, run.stream.position - options.pick(1600, 640, 40)), run.stream.position)
-    images, size = run.stream.read(places), cfg.ONLINE.BATCH_SIZE
-    cuts = range(0, len(places), size)
-    stream = [
-        StreamBatch(places[i : i + size], tuple(map(str, places[i : i + size])), images[i : i + size])
-        for i in cuts
-    ]
+    size = cfg.ONLINE.BATCH_SIZE
+    stream = cut(places, run.stream.read(places), size)
     about = f"{folder}{_accuracy(run, stream, places)}"
     name = f"{cfg.MODEL.ENVISE.NETWORK} as trained, batch {size}: cascade / teacher alone, wall time"
     yield from timed(options, run.distiller, stream, name, about, suite=NAME)
