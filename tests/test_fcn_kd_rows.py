@@ -36,7 +36,7 @@ def runs(request, tmp_path_factory) -> Runs:
         if row.same_time:
             other, like = row.same_time
             costs = f"as_long_as: {{row: {other}, seconds: 0.3, steps: 60}}\n"
-            (output / FOLDER / f"{row.id}.yaml").write_text(
+            (output / FOLDER / f"{like}_as_long_as_{other}.yaml").write_text(
                 costs + f"a_step_of: {{row: {like}, seconds: 0.1, steps: 60}}\n"
             )
     preset = read_preset(STUDY.folder, request.param, output=output, data="somewhere")
@@ -125,7 +125,7 @@ def test_every_loss_has_the_same_chances():
     names = {"none", *KINDS}
     for group, letter in (("methods.steps", "m"), ("methods.time", "t")):
         assert {row.id for row in TABLE.rows if row.group == group} == {f"{letter}.{name}" for name in names}
-    assert {sweep.row for sweep in TABLE.sweeps} == {f"m.{name}" for name in names}
+    assert {sweep.row for sweep in TABLE.sweeps} == {f"t.{name}" for name in names}
     assert {len(settings(sweep, TABLE)) for sweep in TABLE.sweeps} == {4}
     assert len({tuple(sweep.grid["SOLVER.BASE_LR *"]) for sweep in TABLE.sweeps}) == 1
 

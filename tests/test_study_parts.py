@@ -84,7 +84,7 @@ def test_same_time_in_closed_form(tmp_path):
     assert steps_factor(row, tmp_path) == pytest.approx(2)
     measure(row, {"a": ([half], 20), "b": ([half], 40)}, tmp_path)
     assert [cost.seconds for cost in costs(row, tmp_path)] == pytest.approx([0.4, 0.1])
-    (tmp_path / "same_time/c.yaml").write_text("as_long_as: 3")
+    (tmp_path / "same_time/b_as_long_as_a.yaml").write_text("as_long_as: 3")
     with pytest.raises(UserError, match="not what a study writes; delete it"):
         steps_factor(row, tmp_path)
     assert steps_factor(Row("d", "D", "g", Path("d.yaml"), "d"), tmp_path) == 1

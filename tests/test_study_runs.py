@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -217,6 +218,30 @@ def test_sweep_chooses_apart_from_the_test_set(fake, tmp_path):
     assert (chosen.DATASETS.TEST, chosen.DISTILL.DETECTION.MIN_SCORE) == (("voc_seg_val",), 0.01)
     assert study.rows[-1].compared == ("4.1c", "4.1a")
     assert "4.1c/chosen" in study.findings(found).scores
+
+
+def test_sweep_at_equal_time(fake, tmp_path):
+    """All settings of a row of equal time have its steps; each side's best is held against the other's; settings are
+    scored with fewer seeds than the chosen ones."""
+    study = make_study(tmp_path, ["4.1a", "4.1c"])
+    study.run_rows(study.rows)
+    for path in tmp_path.glob("runs/4.1a/*/metrics.json"):
+        path.write_text(path.read_text().replace('"time": 0.5', '"time": 1.0'))
+    timed = dataclasses.replace(
+        study.runs.table.row("4.1c"), id="t", series="t", compared=("4.1a",), same_time=("4.1a", "4.1c")
+    )
+    study.runs.table = dataclasses.replace(study.runs.table, rows=(*study.runs.table.rows, timed))
+    study.sweep_seeds = range(1)
+    rates = {"SOLVER.BASE_LR": [1e-3, 3e-3]}
+    study.run_sweeps([Sweep("4.1a", "mAP", rates), Sweep("t", "mAP", rates)])
+    points = [name for name in fake.trained if name.startswith("validation/")]
+    assert len(points) == 4 and all(name.endswith("/seed0") for name in points)
+    steps = {name: load_config(tmp_path / name / "run.yaml").SOLVER.MAX_ITER for name in fake.trained}
+    plain = steps["runs/4.1a/seed0"]
+    assert {steps[name] for name in points if name.startswith("validation/t")} == {2 * plain}
+    assert [steps[f"runs/{name}/chosen/seed1"] for name in ("4.1a", "t")] == [plain, 2 * plain]
+    assert [path.name for path in (tmp_path / "same_time").iterdir()] == ["4.1c_as_long_as_4.1a.yaml"]
+    assert study.rows[-1].compared == ("t", "4.1a", "4.1a/chosen")
 
 
 def test_sweep_without_results_chooses_nothing(fake, tmp_path):

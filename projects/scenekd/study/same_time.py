@@ -2,8 +2,9 @@
 
 Such a row trains exactly as ``like`` does, for so many steps as fit into the seconds of ``other``: its own number of
 steps times (cost of a step of ``other`` × its steps) / (cost of a step of ``like`` × its steps). The costs are the
-means over the runs of both rows at the moment the row is first asked for, kept in ``<output>/same_time/<row>.yaml``,
-so that the number of steps stays what it was. Seconds are those inside the steps, without reading and augmenting,
+means over the runs of both rows at the moment they are first asked for, kept in
+``<output>/same_time/<like>_as_long_as_<other>.yaml``, so that the number of steps stays what it was, and is one for
+all settings of a sweep. Seconds are those inside the steps, without reading and augmenting,
 which a step of either side does alike: of the processor on CPU, on the clock on CUDA, see
 :func:`scenekd.recorder.training_cost`. On CUDA what else the machine does meanwhile is in them: there run with
 ``--jobs 1`` on a machine that is otherwise idle.
@@ -97,4 +98,5 @@ def steps_factor(row: Row, output: Path) -> float:
 
 
 def _path(row: Row, output: Path) -> Path:
-    return output / FOLDER / f"{row.id}.yaml"
+    other, like = row.same_time
+    return output / FOLDER / f"{like}_as_long_as_{other}.yaml"

@@ -34,11 +34,21 @@ class Study:
     """One call of the command.
 
     Args:
-        rows: those asked for. seeds: 0…n−1.
+        rows: those asked for. seeds: 0…n−1. sweep_seeds: those that score the settings of a sweep; None: ``seeds``.
     """
 
-    def __init__(self, runs: Runs, rows: Sequence[Row], seeds: range, *, engine: str, jobs: int) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        rows: Sequence[Row],
+        seeds: range,
+        *,
+        engine: str,
+        jobs: int,
+        sweep_seeds: range | None = None,
+    ) -> None:
         self.runs, self.rows, self.seeds = runs, list(rows), seeds
+        self.sweep_seeds = seeds if sweep_seeds is None else sweep_seeds
         self.engine, self.jobs = engine, jobs
         self.means = ClassMeans(runs.preset.min_images)
         self.failed: dict[str, str] = {}
@@ -69,13 +79,17 @@ class Study:
     def run_sweeps(self, sweeps: Sequence[Sweep]) -> list[tuple[Sweep, list[Setting], Setting | None]]:
         """Score each grid on the validation split, then run the chosen settings as rows of their own."""
         points = [setting.row for sweep in sweeps for setting in settings(sweep, self.runs.table)]
-        self._run([self.runs.run(row, seed, validation=True) for seed in self.seeds for row in points])
+        points = [row for row in points if not row.same_time or self._measure(row)]
+        self._run([self.runs.run(row, seed, validation=True) for seed in self.sweep_seeds for row in points])
         found: list[tuple[Sweep, list[Setting], Setting | None]] = []
         for sweep in sweeps:
-            scored = score_settings(sweep, self.runs, self.means, self.seeds)
+            scored = score_settings(sweep, self.runs, self.means, self.sweep_seeds)
             lower = self.runs.spec.metric(sweep.metric).lower
             found.append((sweep, scored, choose(sweep, scored, lower=lower)))
-        chosen = [chosen_row(sweep, best, self.runs.table) for sweep, _, best in found if best is not None]
+        names = {sweep.row for sweep, _, best in found if best is not None}
+        chosen = [
+            chosen_row(sweep, best, self.runs.table, names) for sweep, _, best in found if best is not None
+        ]
         self.run_rows(chosen)
         self.rows += chosen
         return found
@@ -176,6 +190,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--preset", default="small", help="paper, small, smoke …")
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of each row, paired by seed")
     parser.add_argument("--sweep", action="store_true", help="choose settings on a validation split first")
+    parser.add_argument(
+        "--sweep-seeds", type=int, metavar="N", help="runs of each setting of a sweep (default: --seeds)"
+    )
     parser.add_argument("--output", metavar="DIR", help="default: output/reproduce/SYSTEM-PRESET")
     parser.add_argument(
         "--data", default="", metavar="DIR", help="the data of the preset, where it needs some"
@@ -218,14 +235,22 @@ def main() -> None:
     output = Path(args.output or f"output/reproduce/{args.system}-{args.preset}")
     preset = read_preset(spec.folder, args.preset, output=output, data=args.data)
     runs = Runs(spec, read_table(spec.folder / "rows.yaml"), preset, output, [*args.overrides, *pairs])
-    if args.seeds < 1 or args.jobs < 1:
-        raise UserError("--seeds, --jobs: give a number from 1 on")
+    sweep_seeds = args.seeds if args.sweep_seeds is None else args.sweep_seeds
+    if min(args.seeds, sweep_seeds, args.jobs) < 1:
+        raise UserError("--seeds, --sweep-seeds, --jobs: give a number from 1 on")
     if args.list:
         print(listing(runs, runs.table.select(words) if words else runs.table.rows, spec))
         return
     asked = runs.table.select(words or preset.default)
     rows = [row for row in asked if not preset.why_unavailable(row)]
-    study = Study(runs, asked, range(args.seeds), engine=choose_engine(args.engine), jobs=args.jobs)
+    study = Study(
+        runs,
+        asked,
+        range(args.seeds),
+        engine=choose_engine(args.engine),
+        jobs=args.jobs,
+        sweep_seeds=range(sweep_seeds),
+    )
     study.run_rows(rows)
     names = {row.id for row in rows}
     sweeps = [sweep for sweep in runs.table.sweeps if args.sweep and sweep.row in names]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,12 +55,14 @@ def choose(sweep: Sweep, scored: list[Setting], *, lower: bool = False) -> Setti
     return max(known, key=lambda s: sign * s.scores.mean(sweep.metric) if s.scores else 0.0, default=None)
 
 
-def chosen_row(sweep: Sweep, setting: Setting, table: Table) -> Row:
-    """The row of the chosen setting, run and tested as its base is, compared with it and with what it is compared with.
+def chosen_row(sweep: Sweep, setting: Setting, table: Table, swept: Container[str] = ()) -> Row:
+    """The row of the chosen setting, run and tested as its base is; compared with it, with what it is compared with,
+    and with what was chosen for these, where ``swept`` names them: a loss at its best is held against none at its best.
 
     The published numbers are not its own: they are the base's.
     """
     base = table.row(sweep.row)
+    chosen = (f"{name}/{CHOSEN}" for name in base.compared if name in swept)
     values = ", ".join(f"{key} {value}" for key, value in setting.values.items())
     return dataclasses.replace(
         setting.row,
@@ -68,6 +70,6 @@ def chosen_row(sweep: Sweep, setting: Setting, table: Table) -> Row:
         series=f"{base.id}/{CHOSEN}",
         title=f"{base.title}, chosen on the validation split: {values}",
         published={},
-        compared=(base.id, *base.compared),
+        compared=(base.id, *base.compared, *chosen),
         x=None,
     )
