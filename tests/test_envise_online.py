@@ -57,6 +57,26 @@ def test_learns_then_answers(tmp_path):
     assert summary["truth"]["answer/inlier"]["student_accuracy"] >= 90
 
 
+def test_it_answers_in_batches_of_their_own(tmp_path):
+    """Learnt and calibrated ten by ten, answered 24 by 24, as it would have ten by ten: an answer is its sample's own.
+    A state goes on with the batches that it was made with."""
+    same = {"ONLINE": {"AUDIT_AGREEMENT": 0.0, "GATE_SHARE": 1.0}}
+    tens = build_run(envise_config(**same), tmp_path / "a")
+    large = build_run(envise_config(ONLINE={**same["ONLINE"], "ANSWER_BATCH_SIZE": 24}), tmp_path / "b")
+    sizes: dict[str, list[int]] = {LEARN: [], CALIBRATE: [], ANSWER: []}
+    told = {True: [], False: []}
+    for is_large, run in ((True, large), (False, tens)):
+        while (answers := run.advance()) is not None:
+            told[is_large] += zip(answers.positions.tolist(), answers.answers.tolist(), answers.asked.tolist())
+            if is_large:
+                sizes[answers.phase].append(len(answers.positions))
+    assert set(sizes[LEARN]) == set(sizes[CALIBRATE]) == {10}
+    assert set(sizes[ANSWER][:-1]) == {24} and len(sizes[ANSWER]) > 2
+    assert told[True] == told[False]
+    with pytest.raises(UserError, match="written with ONLINE.ANSWER_BATCH_SIZE 24, not 10; set that to resume"):
+        build_run(envise_config(**same), tmp_path / "b").resume()
+
+
 def test_agreement_is_counted_before_the_update(tmp_path):
     """The first batch's agreement is that of the untrained student, and its answers are the teacher's."""
     cfg = envise_config()

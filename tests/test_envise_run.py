@@ -317,11 +317,13 @@ def test_a_finished_run_is_timed_as_it_was_trained(config, tmp_path):
     results = _train(cfg)["stream"]
     folder = Path(cfg.OUTPUT_DIR)
     before = {path: path.read_bytes() for path in folder.glob("*.[pcj]*")}
-    packed, simulated = benchmark_trained.suite(Options(tmp_path, "tiny", repeat=1, run=folder))
+    rows = list(benchmark_trained.suite(Options(tmp_path, "tiny", repeat=1, run=folder)))
+    sizes = [cfg.ONLINE.BATCH_SIZE, 32]
+    assert [f"batch {size}:" in row.name for row, size in zip(rows, np.repeat(sizes, 2))] == [True] * 4
     table = AnswerLog(folder).read()
     assert min(len(table.of(ANSWER)), results["samples_answering"]) >= 40
     handed = table.where(table.position >= 200).by_teacher.mean()
-    for row in (packed, simulated):
+    for row in rows:
         assert f"{handed:.1%} handed on" in row.detail and "the teacher's 100.0%" in row.detail
     assert before == {path: path.read_bytes() for path in folder.glob("*.[pcj]*")}
     never = config("never", ONLINE={"WINDOWS": 100})

@@ -21,6 +21,7 @@ from .run import OnlineRun
 from .stream import StreamBatch
 
 NAME = "deployed"
+_TOGETHER = 32  # beside the batches of the run itself: what ONLINE.ANSWER_BATCH_SIZE is worth
 
 
 @register("benchmark", NAME)
@@ -50,11 +51,12 @@ def _trained(options: Options, folder: Path) -> Iterator[Row]:
         raise UserError(f"--run: {folder} is no finished run whose student answers; choose another")
     first = run.distiller.phases.changes[-1][0] + 1
     places = np.arange(max(first, run.stream.position - options.pick(1600, 640, 40)), run.stream.position)
-    size = cfg.ONLINE.BATCH_SIZE
-    stream = cut(places, run.stream.read(places), size)
-    about = f"{folder}{_accuracy(run, stream, places)}"
-    name = f"{cfg.MODEL.ENVISE.NETWORK} as trained, batch {size}: cascade / teacher alone, wall time"
-    yield from timed(options, run.distiller, stream, name, about, suite=NAME)
+    images = run.stream.read(places)
+    for size in sorted({run.distiller.options.answer_batch_size, _TOGETHER}):
+        stream = cut(places, images, size)
+        about = f"{folder}{_accuracy(run, stream, places)}"
+        name = f"{cfg.MODEL.ENVISE.NETWORK} as trained, batch {size}: cascade / teacher alone, wall time"
+        yield from timed(options, run.distiller, stream, name, about, suite=NAME)
 
 
 def _accuracy(run: OnlineRun, stream: list[StreamBatch], places: np.ndarray) -> str:

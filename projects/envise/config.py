@@ -105,7 +105,10 @@ def add_envise_config(cfg: CN) -> None:
     node.SCORE = "max_softmax"
     node.SCORE_OPTIONS = ()  # pairs (option, value) of that score, such as (("temperature", 2.0),) of energy
     node.THRESHOLD = ()  # (value,): this threshold in place of the fitted one
-    # Then the student answers. A share of its answers is also asked of the teacher; it learns again where they agree
+    # Then the student answers, so many samples at a time (0: BATCH_SIZE): the more, the longer the first of them waits,
+    # and the more go to the teacher together, which costs less than one by one
+    node.ANSWER_BATCH_SIZE = 0
+    # A share of its answers is also asked of the teacher; it learns again where they agree
     # in less than AUDIT_AGREEMENT of the last AUDIT_WINDOW
     node.AUDIT_SHARE = 0.05
     node.AUDIT_WINDOW = 100

@@ -66,6 +66,12 @@ class OnlineDistiller:
         self._device = next(student.parameters()).device
 
     @property
+    def batch_size(self) -> int:
+        """How many samples are to come together next."""
+        answering = self.phases.phase == ANSWER
+        return self.options.answer_batch_size if answering else self.options.batch_size
+
+    @property
     def replayed(self) -> tuple[Tensor, Tensor] | None:
         """All images that are replayed now, and the teacher's logits; None where there are none."""
         return self.replay.draw(self.replay.capacity, self.step)

@@ -9,7 +9,16 @@ from fvcore.common.config import CfgNode
 
 from scenekd.errors import UserError
 
-_AT_LEAST_ONE = ("batch_size", "updates", "window", "windows", "calibration", "audit_window", "gate_window")
+_AT_LEAST_ONE = (
+    "batch_size",
+    "answer_batch_size",
+    "updates",
+    "window",
+    "windows",
+    "calibration",
+    "audit_window",
+    "gate_window",
+)
 _AT_LEAST_ZERO = ("ce_weight", "kd_weight", "replay_size", "replay_batch")
 _SHARES = (
     "agreement",
@@ -26,6 +35,7 @@ class OnlineOptions:
     """The keys of ``ONLINE`` in small letters; their meaning stands beside their defaults in :mod:`.config`."""
 
     batch_size: int
+    answer_batch_size: int
     updates: int
     ce_weight: float
     kd_weight: float
@@ -57,6 +67,7 @@ class OnlineOptions:
         node = cfg.ONLINE
         values: dict[str, Any] = {
             "batch_size": node.BATCH_SIZE,
+            "answer_batch_size": node.ANSWER_BATCH_SIZE or node.BATCH_SIZE,
             "updates": node.UPDATES,
             "ce_weight": node.CE_WEIGHT,
             "kd_weight": node.KD_WEIGHT,

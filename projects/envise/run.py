@@ -87,7 +87,7 @@ class OnlineRun:
         Raises:
             UserError: see :meth:`.stream.Stream.next_batch`.
         """
-        return self.stream.next_batch(self.distiller.options.batch_size)
+        return self.stream.next_batch(self.distiller.batch_size)
 
     def process(self, batch: StreamBatch) -> Answers:
         """Answer a batch, learn from it where that is the phase, and write the state."""
@@ -107,6 +107,7 @@ class OnlineRun:
             "seed": self._seed,
             **({"engine": self.engine} if self.engine else {}),
             "batch_size": self.distiller.options.batch_size,
+            "answer_batch_size": self.distiller.options.answer_batch_size,
             "stream": self.stream.state_dict(),
             "report": self.report.state_dict(),
             **self.distiller.light_state_dict(),
@@ -127,7 +128,9 @@ class OnlineRun:
         wanted = {
             "SEED": ("seed", self._seed),
             "ONLINE.BATCH_SIZE": ("batch_size", self.distiller.options.batch_size),
+            "ONLINE.ANSWER_BATCH_SIZE": ("answer_batch_size", self.distiller.options.answer_batch_size),
         }
+        state.setdefault("answer_batch_size", state.get("batch_size"))  # written before they could differ
         for key, (name, value) in wanted.items():
             if state.get(name) != value:
                 raise UserError(

@@ -54,7 +54,9 @@ class OnlineSession:
         self.net: nn.Module = run.distiller.student
         self.optimizer: torch.optim.Optimizer = run.distiller.optimizer
         self.start = run.batches
-        self.total = math.ceil(run.stream.samples / run.distiller.options.batch_size)
+        options = run.distiller.options
+        smallest = min(options.batch_size, options.answer_batch_size)
+        self.total = math.ceil(run.stream.samples / smallest)  # at most
         self.operations = run_operations(run, cfg.INPUT.SIZE)
         self._folder = Path(cfg.OUTPUT_DIR)
         self._log = AnswerLog(self._folder)

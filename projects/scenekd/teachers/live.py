@@ -48,7 +48,10 @@ def asked(teacher: LiveTeacher, device: torch.device) -> Iterator[None]:
 
     Not torch's inference mode: the student's backward pass keeps what the teacher said.
     """
-    teacher.net.to(device).eval()
+    first = next(teacher.net.parameters(), None)
+    if first is None or first.device != device:  # .to() looks at every tensor, which small networks feel
+        teacher.net.to(device)
+    teacher.net.eval()
     with torch.no_grad():
         yield
 
