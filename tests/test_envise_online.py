@@ -67,13 +67,17 @@ def test_it_answers_in_batches_of_their_own(tmp_path):
     told = {True: [], False: []}
     for is_large, run in ((True, large), (False, tens)):
         while (answers := run.advance()) is not None:
-            told[is_large] += zip(answers.positions.tolist(), answers.answers.tolist(), answers.asked.tolist())
+            told[is_large] += zip(
+                answers.positions.tolist(), answers.answers.tolist(), answers.asked.tolist()
+            )
             if is_large:
                 sizes[answers.phase].append(len(answers.positions))
     assert set(sizes[LEARN]) == set(sizes[CALIBRATE]) == {10}
     assert set(sizes[ANSWER][:-1]) == {24} and len(sizes[ANSWER]) > 2
     assert told[True] == told[False]
-    with pytest.raises(UserError, match="written with ONLINE.ANSWER_BATCH_SIZE 24, not 10; set that to resume"):
+    with pytest.raises(
+        UserError, match="written with ONLINE.ANSWER_BATCH_SIZE 24, not 10; set that to resume"
+    ):
         build_run(envise_config(**same), tmp_path / "b").resume()
 
 
