@@ -17,7 +17,7 @@ from scenekd.study.bars import draw_bars
 from scenekd.study.figures import curve, draw_figure, filter_figure
 from scenekd.study.page import comparison_table, late_gain, mean_sd, saying, trunk_start, write_study_page
 from scenekd.study.rows import Figure, Sweep
-from scenekd.study.scores import ClassMeans, RowScores, compare, images_per_class
+from scenekd.study.scores import ClassMeans, RowScores, compare, images_per_class, spread_of
 from scenekd.study.spec import Metric
 from scenekd.study.study import as_json
 from scenekd.study.sweep import Setting, choose
@@ -241,3 +241,17 @@ def test_bars_are_drawn_from_two_rows_on(findings):
     assert picture.size[0] > picture.size[1] > 50
     alone = Figure("bars", "bars", ("4.1a", "4.1b"), ("mAP",))
     assert draw_bars(alone, table, findings.scores) is None
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((0, 1, 1), "one seed"),
+        ((3, 3, 0), "mean ± standard deviation of 3 seeds"),
+        ((3, 2), "mean ± standard deviation of 2 to 3 seeds"),
+        ((1, 3), "mean ± standard deviation of 1 to 3 seeds (of one: no bar)"),
+    ],
+)
+def test_figures_say_how_many_seeds_they_stand_on(counts, said):
+    """All rows of a figure are spoken for, those that were not run aside."""
+    assert spread_of(counts) == said

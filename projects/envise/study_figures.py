@@ -18,7 +18,7 @@ from matplotlib.figure import Figure as Canvas
 
 from scenekd.errors import UserError
 from scenekd.study.rows import Figure, Table
-from scenekd.study.scores import read_parts
+from scenekd.study.scores import read_parts, spread_of
 from scenekd.visualize_curves import COLOURS, png
 
 from .answer_log import AnswerLog
@@ -50,7 +50,7 @@ def draw_agreement(figure: Figure, table: Table, finished: Finished) -> bytes | 
     canvas = Canvas(figsize=(7.2, 3.8), layout="constrained")
     axis = canvas.subplots()
     shifts: set[int] = set()
-    level, seeds = 0.0, 0
+    level, seeds = 0.0, list[int]()
     for number, name in enumerate(figure.series):
         runs = finished.get(name, {})
         if not runs:
@@ -63,13 +63,14 @@ def draw_agreement(figure: Figure, table: Table, finished: Finished) -> bytes | 
         axis.fill_between(middles, mean - sd, mean + sd, color=colour, alpha=0.2, linewidth=0)
         cfg = next(iter(runs.values())).cfg
         shifts |= {int(shift["AT"]) for shift in cfg.STREAM.SHIFTS}
-        level, seeds = 100 * cfg.ONLINE.AGREEMENT, max(seeds, len(runs))
+        level = 100 * cfg.ONLINE.AGREEMENT
+        seeds.append(len(runs))
     if not seeds:
         return None
     axis.axhline(level, color="grey", linestyle="--", linewidth=1, label=f"reached: {level:g} %")
     for place, at in enumerate(sorted(shifts)):
         axis.axvline(at, color="black", linewidth=1, label="" if place else "the prior shifts")
-    axis.set_xlabel(f"samples seen; {_of(seeds)}")
+    axis.set_xlabel(f"samples seen; {spread_of(seeds)}")
     axis.set_ylabel("agreement with the teacher in %")
     axis.set_ylim(0, 100)
     axis.grid(alpha=0.3)
@@ -118,9 +119,8 @@ def draw_scores(figure: Figure, table: Table, finished: Finished) -> bytes | Non
     canvas.axes[0].invert_yaxis()
     handles, labels = canvas.axes[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8, frameon=False)
-    canvas.supxlabel(
-        _of(max(len(finished.get(name + end, ())) for name in known for end in ("", PLAIN))), fontsize=8
-    )
+    counts = (len(finished.get(name + end, ())) for name in known for end in ("", PLAIN))
+    canvas.supxlabel(spread_of(counts), fontsize=8)
     return png(canvas)
 
 
@@ -142,12 +142,8 @@ def draw_focus(figure: Figure, table: Table, finished: Finished) -> bytes | None
         axis.set_title(title, fontsize=9)
         axis.set_yticks(range(len(titles)), titles, fontsize=8)
     canvas.axes[0].invert_yaxis()
-    canvas.supxlabel(_of(max(len(finished[name]) for name in rows)), fontsize=8)
+    canvas.supxlabel(spread_of(len(finished[name]) for name in rows), fontsize=8)
     return png(canvas)
-
-
-def _of(seeds: int) -> str:
-    return f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
 
 
 def _bars(

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 
 from ..visualize_curves import COLOURS, png
 from .rows import Figure, Table
-from .scores import RowScores
+from .scores import RowScores, spread_of
 
 _TITLE = 46  # characters that a panel's width holds
 
@@ -37,7 +37,7 @@ def draw_bars(
     canvas = Canvas(figsize=size, layout="constrained")
     for axis, metric in zip(canvas.subplots(1, len(metrics), sharey=True, squeeze=False)[0], metrics):
         means = np.array([scores[row.id].mean(metric) for row in rows])
-        spread = np.nan_to_num(np.array([scores[row.id].sd(metric) for row in rows]))
+        spread = np.array([scores[row.id].sd(metric) for row in rows])
         colours = [COLOURS[6] if i == 0 else COLOURS[0] for i in range(len(rows))]
         bars = axis.barh(range(len(rows)), means, xerr=spread, color=colours, alpha=0.75, capsize=2)
         numbers = [f"{m:.1f}" if math.isfinite(m) else "–" for m in means]
@@ -57,6 +57,5 @@ def draw_bars(
         axis.margins(x=0.12)
         axis.spines[["top", "right"]].set_visible(False)
     canvas.axes[0].invert_yaxis()
-    seeds = max(len(scores[row.id].seeds) for row in rows)
-    canvas.supxlabel(f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed", fontsize=8)
+    canvas.supxlabel(spread_of(len(scores[row.id].seeds) for row in rows), fontsize=8)
     return png(canvas)

@@ -19,7 +19,7 @@ from ..visualize_curves import COLOURS, png
 from .bars import draw_bars
 from .rows import Figure, Row, Table
 from .runs import Run
-from .scores import ClassMeans, RowScores
+from .scores import ClassMeans, RowScores, spread_of
 from .spec import Metric, StudySpec
 
 Finished = Mapping[str, Mapping[int, Run]]  # row id → seed → run
@@ -87,9 +87,9 @@ def _draw_ours(
         x = [_x(row) + 0.006 * span * (i - (len(ours) - 1) / 2) for row in rows]
         y, bars = [scores[r.id].mean(metric) for r in rows], [scores[r.id].sd(metric) for r in rows]
         style = {"capsize": 2, "markersize": 4.5, "linewidth": 1.2, **_line(i)}
-        axis.errorbar(x, y, yerr=np.nan_to_num(bars), label=name, **style)
-    count = max(len(scores[r.id].values[metric]) for rows in ours.values() for r in rows)
-    axis.set_title(f"this run: mean ± sd of {count} seeds" if count > 1 else "this run: one seed")
+        axis.errorbar(x, y, yerr=bars, label=name, **style)
+    counts = (len(scores[r.id].values[metric]) for rows in ours.values() for r in rows)
+    axis.set_title(f"this run: {spread_of(counts)}")
 
 
 def _draw_paper(axis: Axes, paper: Mapping[str, Sequence[Row]], metric: str) -> None:

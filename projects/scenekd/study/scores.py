@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,15 @@ class RowScores:
     def seeds(self) -> list[int]:
         """All seeds with some number."""
         return sorted({seed for by_seed in self.values.values() for seed in by_seed})
+
+
+def spread_of(counts: Iterable[int]) -> str:
+    """What the middle and the bars of a figure are, in words, of rows with so many seeds each."""
+    known = sorted({count for count in counts if count})
+    if not known or known[-1] == 1:
+        return "one seed"
+    count = str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
+    return f"mean ± standard deviation of {count} seeds" + (" (of one: no bar)" if known[0] == 1 else "")
 
 
 def score_row(runs: Mapping[int, Run], metrics: Sequence[Metric], means: ClassMeans) -> RowScores:
