@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from voc_folder import add_image, add_list, annotation, bare_config, make_voc
 
 from scenekd.data.catalog import load_datasets
+from scenekd.data.images import read_image
 from scenekd.data.mapper import Mapper, collate
 from scenekd.data.policy import SourcePolicy, TaskPolicy
 from scenekd.errors import BadRecordError, UserError
@@ -100,6 +101,49 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
 
     for one, two in zip(batches(0), batches(2), strict=True):
         assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("megabytes", [1, 0.02, 0])
+def test_memory_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, megabytes: float) -> None:
+    """Every draw is that of a mapper without it, whatever becomes of what is handed out; what fits is read once."""
+    files: list[str] = []
+
+    def read(record: Any) -> np.ndarray:
+        files.append(record.image_id)
+        return read_image(record)
+
+    def mapper(megabytes: float) -> tuple[Mapper, Store]:
+        cfg = bare_config(CACHE_MB=megabytes)
+        cfg.DISTILL.SEGMENTATION.POLICY = "combined"
+        store = Store(["a0", "a1", "a2", "a3"])
+        options = {"teachers": {"segmentation": store}, "soft_size": (16, 16)}
+        return _mapper(make_voc(tmp_path), cfg=cfg, **options), store
+
+    (keeps, store), (plain, _) = mapper(megabytes), mapper(0)
+    monkeypatch.setattr("scenekd.data.mapper.read_image", read)
+    for index in range(12):
+        image, target = keeps(index)
+        count = len(files)
+        expected, same = plain(index)
+        del files[count:]
+        for one, other in (
+            (image, expected),
+            (target.sem_seg, same.sem_seg),
+            (target.soft_seg, same.soft_seg),
+        ):
+            assert torch.equal(one, other)
+            one.zero_()
+    if megabytes == 1:
+        assert sorted(files) == ["a0", "a1", "a2", "a3"] and store.reads == 4
+    elif megabytes:  # of 60 × 40 pixels an image takes 7 kB: some fit
+        assert 4 < len(files) < 12
+    else:
+        assert len(files) == store.reads == 12
+
+
+def test_memory_below_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="DATASETS.CACHE_MB: -1 must be at least 0"):
+        _mapper(make_voc(tmp_path), cfg=bare_config(CACHE_MB=-1))
 
 
 class _Draws(torch.utils.data.Dataset):  # type: ignore[type-arg]

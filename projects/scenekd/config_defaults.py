@@ -20,6 +20,9 @@ def own_defaults() -> CN:
     )
     data.CLASSES = ()  # class names without background; empty: the 20 VOC names; for classification the files'
     data.ON_ERROR = "raise"  # raise | skip: unusable images are left out, counted and reported
+    # MiB of each data worker: training images, their masks and saved dense outputs stay in memory once they were read,
+    # as far as they fit; the same samples come out
+    data.CACHE_MB = 0
     data.KEEP_BOXES = 1.0  # share of the training images that keep their boxes, chosen by image id
     data.KEEP_SEM_SEG = 1.0  # share of the training images that keep their mask, chosen by image id
     data.KEEP_INSTANCE_MASKS = 1.0  # share of the training images that keep the masks of their boxes

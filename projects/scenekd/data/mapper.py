@@ -17,6 +17,7 @@ from ..sampling import draw_rng, record_index
 from .box_sources import BoxSources
 from .images import read_image
 from .instance_masks import match_boxes, sample_masks, unknown_masks
+from .memory import Memory
 from .policy import GROUND_TRUTH, SourcePolicy, build_policy
 from .records import Dataset, Record
 from .soft import check_target, convert_soft, sample_soft, thin_out
@@ -72,6 +73,7 @@ class Mapper:
         self.void = cfg.DISTILL.SEGMENTATION.VOID
         self.background = cfg.TEACHER.SEGMENTATION.BACKGROUND
         self.asks_online = train and cfg.DISTILL.TEACHER == "online"
+        self._memory = Memory(cfg.DATASETS.CACHE_MB if train else 0)
         # In shared memory: the data workers, who read, and the process itself see one account.
         self._unusable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
 
@@ -124,7 +126,8 @@ class Mapper:
             logger.warning("skipped (%d so far): %s", int(self._unusable.sum()), error)
 
     def _read(self, record: Record, index: int) -> Sample:
-        image = read_image(record)
+        key, keep = record.image_id, self._memory.get
+        image = keep(("image", key), lambda: read_image(record), _nbytes)
         height, width = image.shape[:2]
         if record.height is not None and (record.height, record.width) != (height, width):
             raise BadRecordError(
@@ -155,11 +158,15 @@ class Mapper:
         # A mask without weight still tells which of the teacher's pixels are void.
         void_labels = self.void == "labels" and weights.segmentation_teacher > 0 and record.has_sem_seg
         if weights.segmentation_gt > 0 or void_labels:
-            sample.sem_seg = self.dataset.read_sem_seg(record, (height, width))
+            size = (height, width)
+            sample.sem_seg = keep(("mask", key), lambda: self.dataset.read_sem_seg(record, size), _nbytes)
         if weights["classification"][0] > 0:
             sample.class_label = record.class_label
         if weights.segmentation_teacher > 0:
-            sample.soft_seg = self.teachers["segmentation"].get_segmentation(record.image_id)
+            store = self.teachers["segmentation"]
+            sample.soft_seg = keep(
+                ("teacher", key), lambda: store.get_segmentation(key), lambda soft: soft.values.nbytes
+            )
             check_target(sample.soft_seg.form, self.soft_target, self.background)
         return sample
 
@@ -267,6 +274,10 @@ def network_pixels(sample: Sample) -> np.ndarray:
 
 def _tensor(array: np.ndarray | None) -> Tensor | None:
     return None if array is None else torch.from_numpy(array)
+
+
+def _nbytes(array: np.ndarray) -> int:
+    return array.nbytes
 
 
 def no_crowd(record: Record) -> np.ndarray:

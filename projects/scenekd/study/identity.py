@@ -14,7 +14,8 @@ from ..report_tables import flatten_keys
 
 # They change where files go and what is printed, not a weight and not a score.
 _NO_MATTER = {
-    *("OUTPUT_DIR", "VERSION", "WANDB", "CUDNN_BENCHMARK", "DATALOADER.NUM_WORKERS"),
+    *("OUTPUT_DIR", "VERSION", "WANDB", "CUDNN_BENCHMARK"),
+    *("DATALOADER.NUM_WORKERS", "DATASETS.CACHE_MB"),
     *("SOLVER.CHECKPOINT_PERIOD", "SOLVER.LOG_PERIOD", "TEST.VISUALIZE", "TEACHER.SCORE_IMAGES"),
 }
 
