@@ -253,6 +253,7 @@ def test_sweep_without_results_chooses_nothing(fake, tmp_path):
     assert choose(sweep, score_settings(sweep, study.runs, study.means, range(1))) is None
     row = chosen_row(sweep, points[1], study.runs.table)
     assert (row.id, row.published, row.settings["DISTILL.DETECTION.MIN_SCORE"]) == ("4.1c/chosen", {}, 0.2)
+    assert row.title == f"{study.runs.table.row('4.1c').title}, chosen: SEED 1, MIN_SCORE 0.2"
 
 
 def test_lists_beside_those_of_the_source(scenes, tmp_path):

@@ -63,12 +63,14 @@ def chosen_row(sweep: Sweep, setting: Setting, table: Table, swept: Container[st
     """
     base = table.row(sweep.row)
     chosen = (f"{name}/{CHOSEN}" for name in base.compared if name in swept)
-    values = ", ".join(f"{key} {value}" for key, value in setting.values.items())
+    values = ", ".join(
+        f"{key.rsplit('.', 1)[-1].replace('*', '×')} {value}" for key, value in setting.values.items()
+    )
     return dataclasses.replace(
         setting.row,
         id=f"{base.id}/{CHOSEN}",
         series=f"{base.id}/{CHOSEN}",
-        title=f"{base.title}, chosen on the validation split: {values}",
+        title=f"{base.title}, chosen: {values}",
         published={},
         compared=(base.id, *base.compared, *chosen),
         x=None,
