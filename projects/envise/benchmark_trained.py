@@ -51,12 +51,11 @@ def _trained(options: Options, folder: Path) -> Iterator[Row]:
         raise UserError(f"--run: {folder} is no finished run whose student answers; choose another")
     first = run.distiller.phases.changes[-1][0] + 1
     places = np.arange(max(first, run.stream.position - options.pick(1600, 640, 40)), run.stream.position)
-    images = run.stream.read(places)
-    for size in sorted({run.distiller.options.answer_batch_size, _TOGETHER}):
-        stream = cut(places, images, size)
-        about = f"{folder}{_accuracy(run, stream, places)}"
+    images, own = run.stream.read(places), run.distiller.options.answer_batch_size
+    about = f"{folder}{_accuracy(run, cut(places, images, own), places)}"
+    for size in sorted({own, _TOGETHER}):
         name = f"{cfg.MODEL.ENVISE.NETWORK} as trained, batch {size}: cascade / teacher alone, wall time"
-        yield from timed(options, run.distiller, stream, name, about, suite=NAME)
+        yield from timed(options, run.distiller, cut(places, images, size), name, about, suite=NAME)
 
 
 def _accuracy(run: OnlineRun, stream: list[StreamBatch], places: np.ndarray) -> str:
